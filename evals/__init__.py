@@ -1,0 +1,1 @@
+"""How we know: inspect tasks, the `orch/` model provider, paired statistics."""

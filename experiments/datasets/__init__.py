@@ -1,0 +1,1 @@
+"""One file each; the file name is the id."""

@@ -1,0 +1,75 @@
+"""The contract of a method: learn a state from data, and say what a dose of it does to a forward pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from experiments import plugin
+from experiments.edit import Edit
+from experiments.plugin import Versioned
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from experiments.engine import Engine
+
+DoseKind = Literal["signed_linear", "signed", "one_sided", "on_off"]
+Needs = Literal["pairs", "conversations", "nothing"]
+
+
+@dataclass(frozen=True)
+class State:
+    """What `fit` learned: named tensors, and JSON-able facts about them (sites, scales, losses)."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, facts in its metadata."""
+        from safetensors.torch import save_file
+
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}
+        save_file(tensors, path, metadata={"facts": json.dumps(dict(self.facts), allow_nan=False)})
+
+    @classmethod
+    def load(cls, path: Path) -> State:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            return cls({name: file.get_tensor(name) for name in file.keys()}, facts)
+
+
+class Intervention(Versioned):
+    """Settings of one method. A subclass is one file in `experiments/interventions/`; the file's name is the method's."""
+
+    needs: ClassVar[Needs] = "pairs"
+    dose_kind: ClassVar[DoseKind] = "signed_linear"
+
+    def fit(self, engine: Engine, data: Sequence[Any], seed: int) -> State:
+        """Learn from `data` (of the kind `needs` says). The same seed gives the same state."""
+        raise TypeError(f"{type(self).__name__} does not implement fit()")
+
+    def edits(self, state: State, dose: float) -> list[Edit]:
+        """What `dose` does to a forward pass; [] at dose 0."""
+        raise TypeError(f"{type(self).__name__} does not implement edits()")
+
+    def label(self) -> str:
+        """Short name for tables: the method, and where it acts."""
+        layer = getattr(self, "layer", None)
+        return method_name(type(self)) + (f" L{layer}" if layer is not None else "")
+
+
+def method(name: str) -> type[Intervention]:
+    """The method class defined in `experiments/interventions/<name>.py`. Raises PluginError."""
+    return plugin.load("experiments.interventions", name, Intervention)
+
+
+def method_name(cls: type[Intervention]) -> str:
+    """The method's id: the name of the file that defines it."""
+    return cls.__module__.rsplit(".", 1)[-1]

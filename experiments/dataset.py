@@ -62,8 +62,11 @@ class Recipe(Versioned):
     """How to make a dataset. A subclass is one file in `experiments/datasets/`; its fields are its settings."""
 
     provides: ClassVar[Provides]
-    needs_subject: ClassVar[bool] = False
-    """True when building asks the subject for text, so that the subject enters the node's key."""
+
+    @property
+    def needs_subject(self) -> bool:
+        """True when building asks the subject for text, so that the subject enters the node's key; may depend on settings."""
+        return False
 
     def build(self, engine: Engine | None, seed: int) -> Sequence[Example]:
         """Make the examples, the same ones for the same seed. `engine` is given when `needs_subject`."""

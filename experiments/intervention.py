@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from experiments.engine import Engine
 
 DoseKind = Literal["signed_linear", "signed", "one_sided", "on_off"]
-Needs = Literal["pairs", "conversations", "nothing"]
+Needs = Literal["pairs", "conversations"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,12 @@ class State:
 class Intervention(Versioned):
     """Settings of one method. A subclass is one file in `experiments/interventions/`; the file's name is the method's."""
 
-    needs: ClassVar[Needs] = "pairs"
+    needs: ClassVar[tuple[Needs, ...]] = ("pairs",)
+    """Kinds of data `fit` accepts, most wanted first; () when it takes none. A spec's data roles are matched in this order."""
     dose_kind: ClassVar[DoseKind] = "signed_linear"
 
     def fit(self, engine: Engine, data: Sequence[Any], seed: int) -> State:
-        """Learn from `data` (of the kind `needs` says). The same seed gives the same state."""
+        """Learn from `data` (all of one kind that `needs` names). The same seed gives the same state."""
         raise TypeError(f"{type(self).__name__} does not implement fit()")
 
     def edits(self, state: State, dose: float) -> list[Edit]:

@@ -65,7 +65,7 @@ class Recipe(Versioned):
 
     @property
     def needs_subject(self) -> bool:
-        """True when building asks the subject for text, so that the subject enters the node's key; may depend on settings."""
+        """True when building asks the subject for text: the subject then enters the node's key. May depend on settings."""
         return False
 
     def build(self, engine: Engine | None, seed: int) -> Sequence[Example]:

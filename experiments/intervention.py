@@ -49,7 +49,7 @@ class Intervention(Versioned):
     """Settings of one method. A subclass is one file in `experiments/interventions/`; the file's name is the method's."""
 
     needs: ClassVar[tuple[Needs, ...]] = ("pairs",)
-    """Kinds of data `fit` accepts, most wanted first; () when it takes none. A spec's data roles are matched in this order."""
+    """Kinds of data `fit` accepts, most wanted first; () when it takes none."""
     dose_kind: ClassVar[DoseKind] = "signed_linear"
 
     def fit(self, engine: Engine, data: Sequence[Any], seed: int) -> State:

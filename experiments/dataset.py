@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator, model_validator
 
 from experiments import plugin
 from experiments.plugin import Frozen, Versioned
@@ -33,6 +33,13 @@ class Side(Frozen):
     response: str
     """The assistant's words."""
 
+    @field_validator("response")
+    @classmethod
+    def _says_something(cls, response: str) -> str:
+        if not response.strip():
+            raise ValueError("is empty: a side needs words to read activations from")
+        return response
+
 
 class Pair(Frozen):
     """One prompt answered under two personas."""
@@ -43,12 +50,34 @@ class Pair(Frozen):
     positive: Side
     negative: Side
 
+    @field_validator("messages")
+    @classmethod
+    def _asks(cls, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        if not messages or messages[-1].role != "user":
+            raise ValueError("must end with a user message: both sides answer it")
+        if any(message.role == "system" for message in messages):
+            raise ValueError("must not hold a system message: each side brings its own")
+        return messages
+
+    @model_validator(mode="after")
+    def _contrasts(self) -> Pair:
+        if self.positive == self.negative:
+            raise ValueError("the positive and the negative side are the same: nothing to contrast")
+        return self
+
 
 class Conversation(Frozen):
     """One conversation to learn from; ends with the assistant message that is learned."""
 
     id: str
     messages: tuple[Message, ...]
+
+    @field_validator("messages")
+    @classmethod
+    def _answers(cls, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        if len(messages) < 2 or messages[-1].role != "assistant" or not messages[-1].content.strip():
+            raise ValueError("must end with a non-empty assistant message, which is learned, after another message")
+        return messages
 
 
 Example = Pair | Conversation
@@ -65,7 +94,7 @@ class Recipe(Versioned):
 
     @property
     def needs_subject(self) -> bool:
-        """True when building asks the subject for text: the subject then enters the node's key. May depend on settings."""
+        """True when building asks the subject for text, so that the subject enters the key; may depend on settings."""
         return False
 
     def build(self, engine: Engine | None, seed: int) -> Sequence[Example]:
@@ -84,16 +113,22 @@ def save(examples: Sequence[Example], path: Path) -> None:
 
 
 def load(path: Path, provides: Provides) -> list[Any]:
-    """Read what `save` wrote. Raises DatasetError with the line number for anything else."""
+    """Read what `save` wrote, or a file written by hand in the same form.
+
+    Raises DatasetError naming file and line: not UTF-8, not JSON (a line cut off), a missing side, a duplicated id.
+    """
     kind = {"pairs": Pair, "conversations": Conversation}[provides]
-    examples = []
+    examples: list[Any] = []
     seen: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Only the newline ends a line: str.splitlines would also cut at U+2028, which JSON strings may hold.
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            example = kind.model_validate(json.loads(line))
-        except (json.JSONDecodeError, ValidationError) as error:
-            first = str(error).splitlines()[0]
-            raise DatasetError(f"{path}:{number}: not a {kind.__name__}: {first}") from error
+            example = kind.model_validate(json.loads(line.decode("utf-8")))
+        except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+            raise DatasetError(f"{path}:{number}: not a {kind.__name__}: {_reason(error)}") from error
         if example.id in seen:
             raise DatasetError(f"{path}:{number}: duplicated id {example.id!r}; ids must be unique")
         seen.add(example.id)
@@ -101,3 +136,14 @@ def load(path: Path, provides: Provides) -> list[Any]:
     if not examples:
         raise DatasetError(f"{path}: no examples; at least one is needed")
     return examples
+
+
+def _reason(error: Exception) -> str:
+    """The first complaint in one line, with the field it is about."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}" if where else first["msg"]
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error} (is the line cut off?)"
+    return f"{error}; save the file as UTF-8"

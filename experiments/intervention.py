@@ -42,11 +42,11 @@ class State:
 
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            return cls({name: file.get_tensor(name) for name in file.keys()}, facts)
+            return cls({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
 
 
 class Intervention(Versioned):
-    """Settings of one method. A subclass is one file in `experiments/interventions/`; the file's name is the method's."""
+    """Settings of one method. A subclass is one file in `experiments/interventions/`, whose name is the method's."""
 
     needs: ClassVar[tuple[Needs, ...]] = ("pairs",)
     """Kinds of data `fit` accepts, most wanted first; () when it takes none."""

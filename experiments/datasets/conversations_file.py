@@ -19,8 +19,8 @@ class ConversationsFile(Recipe):
     provides: ClassVar[Provides] = "conversations"
 
     path: Path
-    """JSON-lines file; a line is `{"id": ..., "messages": [{"role": ..., "content": ...}, ...]}`; the last message is the
-    assistant's, and is what is learned."""
+    """JSON-lines file; a line is `{"id": ..., "messages": [{"role": ..., "content": ...}, ...]}`; the last message is
+    the assistant's, and is what is learned."""
 
     def build(self, engine: Engine | None, seed: int) -> Sequence[Conversation]:
         """Every line, in the file's order, whatever the seed. Raises DatasetError with file and line."""

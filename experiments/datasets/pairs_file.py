@@ -19,8 +19,8 @@ class PairsFile(Recipe):
     provides: ClassVar[Provides] = "pairs"
 
     path: Path
-    """JSON-lines file; a line is `{"id": ..., "messages": [{"role": "user", "content": ...}], "positive": {"system": ...,
-    "response": ...}, "negative": {...}}`; `messages` holds no persona and ends with a user message."""
+    """JSON-lines file; a line is `{"id": ..., "messages": [{"role": "user", "content": ...}], "positive":
+    {"system": ..., "response": ...}, "negative": {...}}`; `messages` holds no persona and ends with a user message."""
 
     def build(self, engine: Engine | None, seed: int) -> Sequence[Pair]:
         """Every line, in the file's order, whatever the seed. Raises DatasetError with file and line."""

@@ -1,0 +1,83 @@
+"""Bias set: one trained vector per site and layer, h += b, with no other change.
+
+The smallest trained intervention: BitFit (Ben Zaken et al. 2021, https://arxiv.org/abs/2106.10199) on biases that need
+not exist in the subject, and a steering vector that is learned (Cao et al. 2024, https://arxiv.org/abs/2406.00045).
+Biases start at zero and are optimised as `Add` edits through the engine, so that what is trained is what is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, field_validator
+
+from experiments.edit import Add, Edit, Site, SiteName, last_n
+from experiments.intervention import Needs, State
+from experiments.training import Trained, conversations_of, train
+
+if TYPE_CHECKING:
+    from experiments.dataset import Conversation, Pair
+    from experiments.engine import Engine
+    from experiments.subject import Subject
+
+
+class BiasSet(Trained):
+    """Bias vectors at chosen sites of chosen layers, trained to make responses likely."""
+
+    needs: ClassVar[tuple[Needs, ...]] = ("conversations", "pairs")
+
+    learning_rate: float = Field(default=0.01, gt=0)
+    """Peak step size of AdamW."""
+    sites: tuple[SiteName, ...] = Field(default=("resid",), min_length=1)
+    """Activations that get a bias: any of q, k, v, attn_in, mlp_in, mlp_out, resid and the other sites."""
+    layers: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Decoder layers, from 0; null is all of them."""
+    positions: str = "all"
+    """Where the biases are added: `all`, `prompt`, `response` or `last:N` (the last N prompt tokens)."""
+
+    @field_validator("positions")
+    @classmethod
+    def _known(cls, positions: str) -> str:
+        last_n(positions)
+        return positions
+
+    @field_validator("sites", "layers")
+    @classmethod
+    def _different(cls, given: tuple[object, ...] | None) -> tuple[object, ...] | None:
+        if given is not None and len(set(given)) < len(given):
+            raise ValueError(f"{list(given)} names one twice; each must differ")
+        return given
+
+    def fit(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> State:
+        """A tensor [d] for each site, named like it.
+
+        Raises SubjectError for a site the subject lacks, TrainingError for a loss that is not finite.
+        """
+        import torch
+
+        subject = engine.subject
+        biases = {
+            site: torch.zeros(subject.point(site).width, device=subject.device, requires_grad=True)
+            for site in self.at(subject)
+        }
+
+        def edits_of() -> list[Edit]:
+            return [Add(site, bias, self.positions) for site, bias in biases.items()]
+
+        losses = train(engine, conversations_of(data), list(biases.values()), edits_of, self, seed)
+        return State({str(site): bias.detach().cpu() for site, bias in biases.items()}, losses.facts())
+
+    def edits(self, state: State, dose: float) -> list[Edit]:
+        if dose == 0:
+            return []
+        return [Add(Site.parse(name), dose * bias, self.positions) for name, bias in state.tensors.items()]
+
+    def at(self, subject: Subject) -> list[Site]:
+        """Every site that gets a bias, layer by layer."""
+        layers = range(subject.n_layers) if self.layers is None else self.layers
+        return [Site(name, layer) for layer in layers for name in self.sites]
+
+    def label(self) -> str:
+        layers = "" if self.layers is None else " L" + ",".join(map(str, self.layers))
+        return f"bias_set {'+'.join(self.sites)}{layers}"

@@ -108,7 +108,7 @@ def train(
 
 
 def row(engine: Engine, conversation: Conversation) -> Row:
-    """The conversation in the subject's own context. The answer stays open: text that was cut off must not teach to stop.
+    """The conversation in the subject's own context, the answer left open: cut-off text must not teach to stop.
 
     Raises TrainingError when there are no response tokens.
     """
@@ -164,7 +164,7 @@ def _step(
 
 
 def parts(batch: Sequence[Row], budget: int = TOKENS) -> list[list[Row]]:
-    """The batch cut into passes of at most `budget` tokens, like lengths together; a longer row is a pass of its own."""
+    """The batch cut into passes of at most `budget` tokens, like lengths together; a longer row is one pass."""
     found: list[list[Row]] = []
     room = 0
     for each in sorted(batch, key=lambda each: len(each.tokens)):

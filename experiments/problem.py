@@ -1,4 +1,4 @@
-"""What is wrong with a spec, said so that it can be put right: where, what, the value, what is allowed, what is near."""
+"""What is wrong with a spec, said so that it can be put right: where, what, the value, what is allowed."""
 
 from __future__ import annotations
 
@@ -85,10 +85,21 @@ def problems_of(error: ValidationError, model: type[BaseModel], data: Any) -> li
     found: dict[SpecPath, list[str]] = {}
     for detail in error.errors():
         path = _place(detail["loc"], data, detail["type"])
-        text = _text(detail, path, model)
-        if text not in found.setdefault(path, []):
-            found[path].append(text)
-    return [Problem(path, "; or ".join(texts)) for path, texts in found.items()]
+        inner = detail.get("ctx", {}).get("error")
+        if isinstance(inner, SpecError):
+            new = [((*path, *problem.path), problem.text) for problem in inner.problems]
+        else:
+            new = [(path, _text(detail, path, model))]
+        for place, text in new:
+            if text not in found.setdefault(place, []):
+                found[place].append(text)
+    return [Problem(path, "; or ".join(texts)) for path, texts in found.items() if not _follows(path, texts, found)]
+
+
+def _follows(path: SpecPath, texts: list[str], found: Mapping[SpecPath, list[str]]) -> bool:
+    """True for a list that is too short only because its wrong items were not counted."""
+    inside = any(len(other) > len(path) and other[: len(path)] == path for other in found)
+    return inside and all("at least" in text and "item" in text for text in texts)
 
 
 def _place(loc: Sequence[str | int], data: Any, kind: str) -> SpecPath:
@@ -125,8 +136,8 @@ def _text(detail: ErrorDetails, path: SpecPath, model: type[BaseModel]) -> str:
     if detail["type"] == "literal_error" and isinstance(value, str):
         expected = detail.get("ctx", {}).get("expected", "").replace(" or ", ", ")
         text += (near := nearest(value, [name.strip().strip("'") for name in expected.split(",")])) and f"{near}"
-    if isinstance(value, list | tuple) and detail["type"] not in ("value_error", "assertion_error"):
-        text += " (in a grid, write a list value as [[...]])" if len(path) else ""
+    if detail["type"] in ("tuple_type", "list_type", "set_type"):
+        text += " (a list is a grid axis; a setting that is itself a list is written [[...]])"
     return (
         text if isinstance(value, BaseModel | Mapping) else f"{text}; got {shown(value)}{_yaml_boolean(value, detail)}"
     )

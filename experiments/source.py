@@ -1,11 +1,12 @@
 """YAML as data: plain values, and the line and column of each. Nothing in a file can run code or blow up memory.
 
-Differences from YAML 1.1 as PyYAML reads it: keys are text, dates and `1:30` are text, and a number with a leading zero is
-refused, because 1.1 reads it as octal and 1.2 does not.
+Differences from YAML 1.1 as PyYAML reads it: keys are text, dates and `1:30` are text, and a number with a leading
+zero is refused, because 1.1 reads it as octal and 1.2 does not.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -75,8 +76,8 @@ def read(path: str | Path) -> Source:
 def parse(text: str, name: str = "spec", folder: Path | None = None) -> Source:
     """Values and places of one YAML document.
 
-    Raises SpecError with `name:line:column` for syntax errors, tags, repeated keys, several documents, an empty document, and
-    aliases that would expand to more than 10,000 values.
+    Raises SpecError with `name:line:column` for syntax errors, tags, repeated keys, several documents, an empty
+    document, and aliases that would expand to more than 10,000 values.
     """
     try:
         _check_events(text, name)
@@ -91,6 +92,23 @@ def parse(text: str, name: str = "spec", folder: Path | None = None) -> Source:
     marks: dict[SpecPath, tuple[int, int]] = {}
     data = _value(root, (), name, marks)
     return Source(name, data, text, marks, folder)
+
+
+def locate(path: Path, folder: Path | None) -> Path:
+    """The absolute path of the file a spec names: from the spec's folder, else the working directory, else ORCH_DATA.
+
+    Raises ValueError with the places looked at when no such file exists.
+    """
+    path = path.expanduser()
+    bases = [folder, Path.cwd(), Path(os.environ["ORCH_DATA"]) if os.environ.get("ORCH_DATA") else None]
+    places = list(dict.fromkeys(base.absolute() / path for base in bases if base))
+    for place in places:
+        if os.path.isfile(place):
+            return place
+    looked = " or ".join(str(place) for place in places)
+    raise ValueError(
+        f"no such file; got {str(path)!r}; looked for {looked}; a relative path starts from the spec's folder"
+    )
 
 
 def _refuse(name: str, mark: Any, text: str) -> SpecError:

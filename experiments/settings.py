@@ -1,0 +1,241 @@
+"""What the open parts of a spec mean: data and interventions, each narrowed to the class its name stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from experiments import dataset, grid, intervention, plugin
+from experiments.canonical import canonical, identity_of
+from experiments.dataset import Recipe
+from experiments.intervention import DoseKind, Intervention
+from experiments.plugin import PluginError
+from experiments.problem import Problem, SpecError, SpecPath, unknown
+
+METHODS, RECIPES = "experiments.interventions", "experiments.datasets"
+
+
+@dataclass(frozen=True)
+class DataVariant:
+    """One combination of a recipe's settings."""
+
+    recipe: Recipe
+    identity: dict[str, Any]
+    """recipe, version, settings: plain data, files by digest."""
+    suffix: str
+    """What tells it from the other variants in a label; empty when it is the only one."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One intervention with all its settings given."""
+
+    method: str
+    intervention: Intervention
+    identity: dict[str, Any]
+    """method, version, settings: plain data, files by digest."""
+    label: str
+    role: str | None
+    baseline: bool
+    path: SpecPath
+    axes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Found:
+    """The settings of a spec, baselines last, and what its author should know about them."""
+
+    settings: list[Setting] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def fitting(doses: Iterable[float], kind: DoseKind) -> tuple[float, ...]:
+    """The doses that mean something for a method, ascending: all, the positive ones, or the signs alone as -1 and 1."""
+    if kind == "on_off":
+        return tuple(sorted({1.0 if dose > 0 else -1.0 for dose in doses}))
+    return tuple(sorted(dose for dose in doses if dose > 0 or kind != "one_sided"))
+
+
+def read_data(
+    data: Mapping[str, Mapping[str, Any]], folder: Path | None, most: int
+) -> tuple[dict[str, list[DataVariant]], list[Problem]]:
+    """Role -> its variants, and everything wrong."""
+    variants: dict[str, list[DataVariant]] = {}
+    problems: list[Problem] = []
+    for role, raw in data.items():
+        path = ("data", role)
+        try:
+            variants[role] = _variants(role, raw, path, folder, most)
+        except SpecError as error:
+            problems += error.problems
+    return variants, problems
+
+
+def _variants(role: str, raw: Mapping[str, Any], path: SpecPath, folder: Path | None, most: int) -> list[DataVariant]:
+    name = _named(raw, "recipe", RECIPES, path)
+    try:
+        cls = dataset.recipe(name)
+    except PluginError as error:
+        raise SpecError(Problem((*path, "recipe"), str(error))) from error
+    if cls.provides != role:
+        text = f"{name} provides {cls.provides}, not {role}; put it under data.{cls.provides}, or name another recipe"
+        raise SpecError(Problem((*path, "recipe"), text))
+    points = _expanded(raw, "recipe", cls, path, folder, most)
+    names = grid.labels([("", point.axes) for point in points])
+    result = []
+    for point, suffix in zip(points, names, strict=True):
+        identity = {"recipe": name, "version": cls.version, "settings": identity_of(point.settings)}
+        if any(identity == known.identity for known in result):
+            raise SpecError(
+                Problem(path, f"the same data twice once the grid is written out: {point.axes}; leave one out")
+            )
+        result.append(DataVariant(point.settings, identity, suffix if len(points) > 1 else ""))
+    return result
+
+
+def _named(raw: Mapping[str, Any], key: str, package: str, path: SpecPath) -> str:
+    """The method or recipe that `raw` names. Raises SpecError with what exists."""
+    allowed = plugin.names(package)
+    if key not in raw:
+        near = [name for name in raw if plugin.nearest(name, [key])]
+        hint = f"; did you mean {key!r} where it says {near[0]!r}?" if near else ""
+        raise SpecError(Problem(path, f"{key} is required and missing; allowed: {', '.join(allowed)}{hint}"))
+    name = raw[key]
+    if isinstance(name, list):
+        raise SpecError(Problem((*path, key), f"one {key} each; got {name!r}; write an entry for each"))
+    if not isinstance(name, str):
+        raise SpecError(Problem((*path, key), unknown(key, name, allowed)))
+    return name
+
+
+def _expanded(
+    raw: Mapping[str, Any], key: str, cls: Any, path: SpecPath, folder: Path | None, most: int
+) -> list[grid.Point]:
+    rest = {name: value for name, value in raw.items() if name != key}
+    size = grid.count(rest)
+    if size > most:
+        raise SpecError(
+            Problem(
+                path,
+                f"a grid of {size:,} combinations, more than limits.trials allows ({most:,} a seed); make it smaller",
+            )
+        )
+    return grid.expand(rest, cls, path, folder)
+
+
+def read_interventions(
+    raws: Sequence[Mapping[str, Any]], roles: Collection[str], baselines: Sequence[str], folder: Path | None, most: int
+) -> tuple[Found, list[Problem]]:
+    """Every combination of every entry, then the baselines that are missing, and everything wrong."""
+    settings: list[Setting] = []
+    problems: list[Problem] = []
+    first: dict[str, SpecPath] = {}
+    for index, raw in enumerate(raws):
+        path: SpecPath = ("interventions", index)
+        try:
+            entries = _entry(raw, roles, baselines, path, folder, most)
+        except SpecError as error:
+            problems += error.problems
+            continue
+        for setting in entries:
+            text = canonical(setting.identity)
+            if text in first:
+                where = ".".join(map(str, first[text]))
+                values = ", ".join(f"{name} {value!r}" for name, value in setting.axes.items())
+                problems.append(
+                    Problem(path, f"the same trial as one of {where} ({values or setting.label}); leave one out")
+                )
+            first.setdefault(text, path)
+        settings += entries
+    found = Found()
+    if not problems:
+        added, found.notes, problems = _baselines(settings, roles, baselines, folder)
+        settings += added
+    names = grid.labels([(setting.label, setting.axes) for setting in settings])
+    found.settings = [replace(setting, label=name) for setting, name in zip(settings, names, strict=True)]
+    return found, problems
+
+
+def _entry(
+    raw: Mapping[str, Any],
+    roles: Collection[str],
+    baselines: Sequence[str],
+    path: SpecPath,
+    folder: Path | None,
+    most: int,
+) -> list[Setting]:
+    name = _named(raw, "method", METHODS, path)
+    cls = _method(name, (*path, "method"))
+    points = _expanded(raw, "method", cls, path, folder, most)
+    role = _role(cls, roles)
+    if cls.needs and role is None:
+        raise SpecError(Problem((*path, "method"), _unmet(name, cls, roles)))
+    return [_setting(name, point.settings, role, name in baselines, path, point.axes) for point in points]
+
+
+def _method(name: str, path: SpecPath) -> type[Intervention]:
+    try:
+        return intervention.method(name)
+    except PluginError as error:
+        raise SpecError(Problem(path, str(error))) from error
+
+
+def _role(cls: type[Intervention], roles: Collection[str]) -> str | None:
+    return next((kind for kind in cls.needs if kind in roles), None)
+
+
+def _unmet(name: str, cls: type[Intervention], roles: Collection[str]) -> str:
+    wanted = " or ".join(f"data.{kind}" for kind in cls.needs)
+    return f"{name} needs {wanted}; data has {', '.join(sorted(roles)) or 'nothing'}; add data: {{{cls.needs[0]}: {{recipe: ...}}}}"
+
+
+def _setting(
+    name: str, settings: Intervention, role: str | None, baseline: bool, path: SpecPath, axes: dict[str, Any]
+) -> Setting:
+    identity = {"method": name, "version": settings.version, "settings": identity_of(settings)}
+    return Setting(name, settings, identity, settings.label(), role, baseline, path, axes)
+
+
+def _baselines(
+    settings: Sequence[Setting], roles: Collection[str], baselines: Sequence[str], folder: Path | None
+) -> tuple[list[Setting], list[str], list[Problem]]:
+    """The baselines the spec does not list itself, notes on those that cannot run, and what is wrong."""
+    added: list[Setting] = []
+    notes: list[str] = []
+    problems: list[Problem] = []
+    asked = {setting.method for setting in settings}
+    for index, name in enumerate(baselines):
+        path: SpecPath = ("baselines", index)
+        if name in asked:
+            continue
+        try:
+            cls = _method(name, path)
+            role = _role(cls, roles)
+            if cls.needs and role is None:
+                notes.append(f"the baseline {name} is left out: {_unmet(name, cls, roles)}")
+                continue
+            made = grid.validated(cls, _like_the_others(cls, settings), folder)
+        except SpecError as error:
+            reason = "; ".join(f"{problem.field} {problem.text}".strip() for problem in error.problems)
+            problems.append(Problem(path, f"{reason}; write {name} under interventions, or leave it out of baselines"))
+            continue
+        added.append(_setting(name, made, role, True, path, {}))
+    return added, notes, problems
+
+
+def _like_the_others(cls: type[Intervention], settings: Sequence[Setting]) -> dict[str, Any]:
+    """Where a baseline vector acts: as the vector method in the middle of the layers the spec names."""
+    if "layer" not in cls.model_fields:
+        return {}
+    vectors = [s.intervention for s in settings if "layer" in type(s.intervention).model_fields]
+    placed = [vector for vector in vectors if getattr(vector, "layer", None) is not None]
+    if not vectors:
+        return {}
+    layers = sorted({getattr(vector, "layer") for vector in placed})  # noqa: B009
+    reference = vectors[0]
+    if layers:
+        reference = next(v for v in placed if getattr(v, "layer") == layers[len(layers) // 2])  # noqa: B009
+    shared = [name for name in cls.model_fields if name in type(reference).model_fields]
+    return {name: getattr(reference, name) for name in shared}

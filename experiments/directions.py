@@ -16,13 +16,14 @@ from weakref import WeakKeyDictionary
 
 from pydantic import Field, field_validator
 
+from experiments.dataset import Message
 from experiments.edit import Add, Edit, Site, SiteName, last_n
 from experiments.intervention import Intervention, State, method_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from experiments.dataset import Message, Pair, Side
+    from experiments.dataset import Pair, Side
     from experiments.engine import Engine, Row
     from experiments.subject import Subject
 
@@ -149,10 +150,8 @@ def row(subject: Subject, messages: Iterable[Message], side: Side) -> Row:
     """One side of a pair as tokens: its system prompt (else the subject's own context), prompt and response."""
     from experiments.engine import Row
 
-    turns = [message.model_dump() for message in messages] + [{"role": "assistant", "content": side.response}]
-    context = {} if side.system is None else {"system": side.system}
-    rendered = subject.render(turns, **context)
-    return Row(tuple(rendered.tokens), rendered.n_prompt)
+    rendered = subject.render([*messages, Message(role="assistant", content=side.response)], system=side.system)
+    return Row(rendered.tokens, rendered.n_prompt)
 
 
 def digest(pairs: Iterable[Pair]) -> str:

@@ -114,10 +114,10 @@ def row(engine: Engine, conversation: Conversation) -> Row:
     """
     from experiments.engine import Row
 
-    rendered = engine.subject.render([message.model_dump() for message in conversation.messages])
+    rendered = engine.subject.render(conversation.messages)
     if len(rendered.tokens) == rendered.n_prompt:
         raise TrainingError(f"conversation {conversation.id!r} has no response tokens to learn; remove it")
-    return Row(tuple(rendered.tokens), rendered.n_prompt)
+    return Row(rendered.tokens, rendered.n_prompt)
 
 
 def batches(rows: Sequence[Row], settings: Trained, seed: int) -> Iterator[list[Row]]:
@@ -187,4 +187,4 @@ def response_loss(engine: Engine, rows: Sequence[Row], edits: tuple[Edit, ...]) 
     positions = [range(each.n_prompt - 1, len(each.tokens) - 1) for each in rows]
     logits = engine.subject.head(engine.forward(edited, positions))
     answers = [token for each in rows for token in each.tokens[each.n_prompt :]]
-    return cross_entropy(logits.float(), torch.tensor(answers, device=logits.device), reduction="sum")
+    return cross_entropy(logits, torch.tensor(answers, device=logits.device), reduction="sum")

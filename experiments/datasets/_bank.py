@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.dataset import DatasetError
+from experiments.dataset import DatasetError, Message
 
 if TYPE_CHECKING:
     from experiments.engine import Engine
@@ -74,9 +74,9 @@ def answers(
     found: dict[int, str] = {}
     for attempt in range(ATTEMPTS):
         missing = [index for index in range(len(prompts)) if index not in found]
-        rendered = [subject.render([{"role": "user", "content": prompts[i]}], system=system) for i in missing]
+        rendered = [subject.render([Message(role="user", content=prompts[i])], system=system) for i in missing]
         completions = engine.generate(
-            [Row(tuple(each.tokens), each.n_prompt) for each in rendered],
+            [Row(each.tokens, each.n_prompt) for each in rendered],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seeds=[_seed(seed, system, prompts[i], attempt) for i in missing],

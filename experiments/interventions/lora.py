@@ -113,6 +113,7 @@ def adapted(
     import torch
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
+    from transformers.pytorch_utils import Conv1D
 
     model = subject.model
     config = LoraConfig(
@@ -120,8 +121,7 @@ def adapted(
         lora_alpha=settings.alpha,
         use_rslora=settings.rslora,
         target_modules=list(modules),
-        lora_dropout=0.0,
-        bias="none",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules.values()),  # GPT-2 stores W transposed
     )
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     modes = {module: module.training for module in model.modules()}

@@ -1,0 +1,304 @@
+"""The contract of every method in the folder, and what is special to each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from experiments import plugin
+from experiments.dataset import recipe
+from experiments.directions import FitError
+from experiments.edit import Add, Dense, Edit, LowRank, Project, Prompt, Scale, Site, prompt_of
+from experiments.intervention import Intervention, State, method
+from experiments.interventions.lora import adapted, linear_modules
+from experiments.training import TrainingError, conversations_of
+from tests.tiny import make_tiny_model
+
+if TYPE_CHECKING:
+    from experiments.engine import Engine
+
+    from experiments.subject import Subject
+
+METHODS = plugin.names("experiments.interventions")
+PAIRS = recipe("persona_pairs")(
+    positive="You are a wizard.", negative="You are a clerk.", n=6, responses="shared"
+).build(None, 0)
+DATA = {"pairs": PAIRS, "conversations": conversations_of(PAIRS)}
+USER = [{"role": "user", "content": "What do you think?"}]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_subject: Any) -> Engine:
+    from experiments.engine import Engine
+
+    return Engine(tiny_subject)
+
+
+@pytest.fixture(scope="module")
+def states() -> dict[str, State]:
+    """Fits of the methods' defaults, made once."""
+    return {}
+
+
+def data_for(made: Intervention) -> Sequence[Any]:
+    return DATA[made.needs[0]] if made.needs else []
+
+
+def fit(name: str, engine: Engine, states: dict[str, State]) -> tuple[Intervention, State]:
+    made = method(name)()
+    if name not in states:
+        states[name] = made.fit(engine, data_for(made), 0)
+    return made, states[name]
+
+
+def content(edit: Edit) -> list[Any]:
+    """The edit's place and tensors, tensors as numbers."""
+    fields = [getattr(edit, name) for name in edit.__dataclass_fields__]
+    return [type(edit), *(value.tolist() if isinstance(value, torch.Tensor) else value for value in fields)]
+
+
+def change(edit: Edit) -> tuple[Any, torch.Tensor]:
+    """Where a linear edit acts, and the tensor that it adds there."""
+    match edit:
+        case Add() | Scale():
+            return (type(edit), edit.site), edit.vector
+        case Project():
+            return edit.site, edit.gain * edit.basis.T @ edit.basis
+        case LowRank():
+            return edit.module, edit.b @ edit.a
+        case Dense():
+            return edit.parameter, edit.delta
+    raise AssertionError(f"{edit} is not linear in the dose")
+
+
+def logits(engine: Engine, edits: Sequence[Edit]) -> torch.Tensor:
+    from experiments.engine import Row
+
+    prompt = prompt_of(edits)
+    rendered = engine.subject.render(USER, system=prompt.system if prompt else None)
+    inside = tuple(edit for edit in edits if not isinstance(edit, Prompt))
+    return engine.next_logits([Row(rendered.tokens, rendered.n_prompt, inside)])[0]
+
+
+def fingerprint(subject: Subject) -> list[Any]:
+    """Everything a fit could leave behind in a model."""
+    weights = hashlib.sha256()
+    for value in subject.model.state_dict().values():
+        weights.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    modules = [
+        (name, id(module), module.training, len(module._forward_hooks))
+        for name, module in subject.model.named_modules()
+    ]
+    flags = [
+        (name, parameter.requires_grad, parameter.grad is None) for name, parameter in subject.model.named_parameters()
+    ]
+    return [weights.hexdigest(), modules, flags, sorted(vars(subject.model))]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_seed_gives_the_same_state_and_leaves_the_subject_untouched(
+    name: str, engine: Engine, states: dict[str, State]
+) -> None:
+    before, noise = fingerprint(engine.subject), torch.get_rng_state()
+    made, state = fit(name, engine, states)
+    again = made.fit(engine, data_for(made), 0)
+    assert fingerprint(engine.subject) == before
+    assert torch.equal(torch.get_rng_state(), noise)
+    assert state.facts == again.facts
+    assert state.tensors.keys() == again.tensors.keys()
+    assert all(torch.equal(state.tensors[key], again.tensors[key]) for key in state.tensors)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_saved_state_gives_the_same_edits(
+    name: str, engine: Engine, states: dict[str, State], tmp_path: Path
+) -> None:
+    made, state = fit(name, engine, states)
+    state.save(tmp_path / "state.safetensors")
+    loaded = State.load(tmp_path / "state.safetensors")
+    by_place = [sorted((content(edit) for edit in made.edits(each, 0.7)), key=str) for each in (state, loaded)]
+    assert by_place[0] == by_place[1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_dose_zero_is_no_edit_and_another_dose_changes_the_logits(
+    name: str, engine: Engine, states: dict[str, State]
+) -> None:
+    made, state = fit(name, engine, states)
+    assert made.edits(state, 0) == made.edits(state, 0.0) == []
+    base = logits(engine, [])
+    for dose in (1.0,) if made.dose_kind == "one_sided" else (1.0, -1.0):
+        assert (logits(engine, made.edits(state, dose)) - base).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if method(name).dose_kind == "signed_linear"])
+def test_a_signed_linear_dose_is_cancelled_by_its_opposite_and_scales(
+    name: str, engine: Engine, states: dict[str, State]
+) -> None:
+    made, state = fit(name, engine, states)
+    ahead, back, double = (dict(map(change, made.edits(state, dose))) for dose in (0.5, -0.5, 1.0))
+    assert ahead.keys() == back.keys()
+    for place, added in ahead.items():
+        assert (added + back[place]).norm() <= 1e-5 * added.norm()
+        torch.testing.assert_close(2 * added, double[place])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_and_label_are_described(name: str) -> None:
+    made = method(name)
+    assert made.__doc__
+    assert all(field.description for field in made.model_fields.values())
+    assert made().label().startswith(name)
+    assert set(made.needs) <= {"pairs", "conversations"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_unknown_settings_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="Extra inputs are not permitted"):
+        method(name)(no_such_setting=1)
+
+
+# prompt
+
+
+def test_a_prompt_dose_is_the_system_prompt_of_its_sign(engine: Engine) -> None:
+    made = method("prompt")()
+    state = made.fit(engine, PAIRS, 0)
+    systems = {dose: made.edits(state, dose)[0].system for dose in (2.0, 0.1, -0.1)}  # type: ignore[union-attr]
+    assert systems == {2.0: "You are a wizard.", 0.1: "You are a wizard.", -0.1: "You are a clerk."}
+
+
+def test_a_side_without_system_prompt_is_the_subjects_own_context(engine: Engine) -> None:
+    pairs = [pair.model_copy(update={"negative": pair.negative.model_copy(update={"system": None})}) for pair in PAIRS]
+    made = method("prompt")()
+    assert made.edits(made.fit(engine, pairs, 0), -1.0) == []
+
+
+def test_pairs_of_several_contrasts_or_none_cannot_be_prompted(engine: Engine) -> None:
+    mixed = [*PAIRS[:2], PAIRS[2].model_copy(update={"positive": PAIRS[2].negative})]
+    with pytest.raises(FitError, match="one positive system prompt, the pairs hold 2"):
+        method("prompt")().fit(engine, mixed, 0)
+    same = [pair.model_copy(update={"negative": pair.positive}) for pair in PAIRS]
+    with pytest.raises(FitError, match="nothing to contrast"):
+        method("prompt")().fit(engine, same, 0)
+
+
+# lora
+
+
+def test_lora_learns_the_responses(engine: Engine) -> None:
+    from experiments.engine import Row
+
+    from experiments.training import row
+
+    made = method("lora")(learning_rate=0.02, epochs=8)
+    state = made.fit(engine, PAIRS, 0)
+    rows = [row(engine, each) for each in DATA["conversations"]]
+
+    def nll(dose: float) -> float:
+        edited = [Row(each.tokens, each.n_prompt, tuple(made.edits(state, dose))) for each in rows]
+        return -torch.cat(list(engine.token_logprobs(edited))).mean().item()
+
+    assert nll(1.0) < nll(0.0) - 0.3
+    assert nll(0.0) < nll(-1.0)
+    assert state.facts["losses"][-1] < state.facts["losses"][0]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rank": 4, "alpha": 12}, {"rank": 4, "rslora": True}, {"targets": ["k_proj"], "layers": [2]}]
+)
+def test_lora_edits_are_what_peft_computes(settings: dict[str, Any], tiny_folder: Path, engine: Engine) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    made: Any = method("lora")(learning_rate=0.05, epochs=1, **settings)
+    state = made.fit(engine, PAIRS, 0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    config = LoraConfig(
+        r=made.rank,
+        lora_alpha=made.alpha,
+        use_rslora=made.rslora,
+        target_modules=list(made.targets) if made.targets else "all-linear",
+        layers_to_transform=list(made.layers) if made.layers else None,
+    )
+    theirs = get_peft_model(model, config).eval()
+    scale = made.alpha / made.rank ** (0.5 if made.rslora else 1)
+    weights = dict(theirs.named_parameters())
+    names = [name.removesuffix(".a") for name in state.tensors if name.endswith(".a")]
+    assert len(names) * 2 == sum("lora_" in name for name in weights)
+    with torch.no_grad():
+        for name in names:
+            weights[f"base_model.model.{name}.lora_A.default.weight"].copy_(state.tensors[f"{name}.a"])
+            weights[f"base_model.model.{name}.lora_B.default.weight"].copy_(state.tensors[f"{name}.b"] / scale)
+        expected = theirs(torch.tensor([engine.subject.render(USER).tokens])).logits[0, -1]
+    found = logits(engine, made.edits(state, 1.0))
+    assert (found - expected).abs().max() <= 1e-4
+    assert (found - logits(engine, [])).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "gemma2"])
+def test_lora_finds_the_linear_modules_of_other_architectures(architecture: str, tmp_path: Path) -> None:
+    from experiments.engine import Engine
+
+    from experiments.spec import SubjectSpec
+    from experiments.subject import load
+
+    subject = load(SubjectSpec(model=str(make_tiny_model(tmp_path, architecture)), dtype="float32"))
+    engine, made = Engine(subject), method("lora")(rank=2)
+    tokens = torch.tensor([subject.render(USER).tokens])
+    with adapted(subject, linear_modules(subject), made, 0) as factors:  # type: ignore[arg-type]
+        edits = []
+        for name, (a, b, scale) in factors.items():
+            with torch.no_grad():
+                b.normal_(std=0.1)
+            edits.append(LowRank(name, a.detach().clone(), scale * b.detach().clone()))
+        with torch.no_grad():
+            expected = subject.model(tokens).logits[0, -1]
+    assert len(edits) == {"gpt2": 16, "gpt_neox": 16, "gemma2": 28}[architecture]
+    assert (logits(engine, edits) - expected).abs().max() <= 1e-4
+    with pytest.raises(TrainingError, match=r"\['q_prj'\]: no such linear modules in this subject; allowed: "):
+        linear_modules(subject, ["q_prj"])
+
+
+def test_a_missing_layer_is_refused_with_what_there_is(engine: Engine) -> None:
+    with pytest.raises(TrainingError, match=r"layers \[9\]: the subject has layers 0 to 3"):
+        method("lora")(layers=[9]).fit(engine, PAIRS, 0)
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, TrainingError])
+def test_lora_leaves_the_subject_untouched_when_training_is_cut_short(
+    engine: Engine, failure: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        assert any("lora_A" in name for name, _ in engine.subject.model.named_parameters())
+        raise failure("stop")
+
+    before = fingerprint(engine.subject)
+    monkeypatch.setattr("experiments.interventions.lora.train", fail)
+    with pytest.raises(failure):
+        method("lora")().fit(engine, PAIRS, 0)
+    assert fingerprint(engine.subject) == before
+
+
+# bias_set
+
+
+def test_a_bias_set_has_a_vector_for_each_site_and_layer(engine: Engine) -> None:
+    made = method("bias_set")(sites=["q", "mlp_out"], layers=[1, 3], epochs=1)
+    state = made.fit(engine, PAIRS, 0)
+    widths = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
+    q = engine.subject.point(Site("q", 1)).width
+    d = engine.subject.d_model
+    assert widths == {"q@1": (q,), "mlp_out@1": (d,), "q@3": (q,), "mlp_out@3": (d,)}
+    assert all(tensor.norm() > 0 for tensor in state.tensors.values())
+    assert made.label() == "bias_set q+mlp_out L1,3"
+
+
+def test_a_site_named_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="names one twice"):
+        method("bias_set")(sites=["q", "q"])

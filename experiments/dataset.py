@@ -117,7 +117,7 @@ def load(path: Path, provides: Provides) -> list[Any]:
 
     Raises DatasetError naming file and line: not UTF-8, not JSON (a line cut off), a missing side, a duplicated id.
     """
-    kind = {"pairs": Pair, "conversations": Conversation}[provides]
+    kind: type[Pair] | type[Conversation] = Pair if provides == "pairs" else Conversation
     examples: list[Any] = []
     seen: set[str] = set()
     # Only the newline ends a line: str.splitlines would also cut at U+2028, which JSON strings may hold.

@@ -118,7 +118,7 @@ def adapted(
     model = subject.model
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # annotated int, used as any number
         use_rslora=settings.rslora,
         target_modules=list(modules),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules.values()),  # GPT-2 stores W transposed

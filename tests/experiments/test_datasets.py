@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,13 @@ def test_the_bank_is_large_and_varied() -> None:
     prompts = _bank.lines(_bank.PROMPTS)
     assert len(prompts) >= 120
     assert len({prompt.split()[0] for prompt in prompts}) >= 12
+
+
+def test_a_changed_bank_is_a_new_version_of_the_recipes_that_draw_from_it() -> None:
+    """The banks are not part of a key: whoever edits one bumps `version` in both recipes, and these digests."""
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in (_bank.PROMPTS, _bank.STATEMENTS)]
+    versions = [recipe(name).version for name in ("persona_pairs", "persona_conversations")]
+    assert (digests, versions) == (["def4ca1eea0b", "9eca7b7fdc55"], [1, 1])
 
 
 def test_more_pairs_than_prompts_is_refused_with_the_size_and_the_fix(tmp_path: Path) -> None:

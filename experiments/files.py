@@ -24,7 +24,7 @@ def cache_folder() -> Path:
 def publish(target: Path, fill: Callable[[Path], None]) -> Path:
     """Make the folder `target` with `fill(temporary folder)` and a rename, and return it.
 
-    Safe when processes race: whoever renames second finds the folder taken and drops its own work, since both hold the same.
+    Safe when processes race: whoever renames second finds the folder taken and drops its work; both hold the same.
     """
     if target.exists():
         return target

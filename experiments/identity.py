@@ -24,7 +24,7 @@ _SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 def identify(spec: SubjectSpec, gpu: bool | None = None) -> dict[str, Any]:
-    """What a result depends on, as JSON values and without loading weights: which weights, dtype, template and chat context.
+    """What a result depends on, as JSON values: which weights (without loading them), dtype, template, chat context.
 
     No path enters. `gpu` says where the subject will run (None: where this process runs), for `dtype: auto`.
     Raises SubjectError for a subject that does not exist or has no chat template.
@@ -49,10 +49,8 @@ def _parts(spec: SubjectSpec) -> tuple[dict[str, Any], str | None, dict[str, str
         _refuse_revision(spec)
         return embedded.identity(), embedded.chat_template(), embedded.SPECIALS
     folder = model_folder(spec, weights=False)
-    if _is_local(spec):
-        fixed = _local_identity(folder)
-    else:
-        fixed = {"model": spec.model, "revision": folder.name}  # a hub snapshot's folder is named by its commit
+    # a hub snapshot's folder is named by its commit
+    fixed = _local_identity(folder) if _is_local(spec) else {"model": spec.model, "revision": folder.name}
     return fixed, chat.template_of(folder), chat.specials_of(folder)
 
 
@@ -70,7 +68,7 @@ def model_folder(spec: SubjectSpec, weights: bool) -> Path:
 
 
 def _snapshot(spec: SubjectSpec, weights: bool) -> Path:
-    """A hub model's snapshot folder. What the hub cache holds is taken first, so that planning and running agree on the commit."""
+    """A hub model's snapshot folder. The hub cache comes first, so that planning and running agree on the commit."""
     from huggingface_hub import snapshot_download
 
     options: dict[str, Any] = {
@@ -90,8 +88,8 @@ def _snapshot(spec: SubjectSpec, weights: bool) -> Path:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         revision = f" at revision {spec.revision!r}" if spec.revision else ""
         raise SubjectError(
-            f"subject {spec.model!r}{revision}: neither the embedded name {EMBEDDED!r}, nor a folder, nor a model that the "
-            f"Hugging Face hub or its local cache gives ({first}); check the name, the network and HF_HUB_OFFLINE"
+            f"subject {spec.model!r}{revision}: neither the embedded name {EMBEDDED!r}, nor a folder, nor a model that "
+            f"the Hugging Face hub or its local cache gives ({first}); check the name, the network and HF_HUB_OFFLINE"
         ) from error
 
 
@@ -104,7 +102,7 @@ def _cached_snapshot(spec: SubjectSpec) -> Path | None:
 
 
 def resolve_dtype(spec: SubjectSpec, gpu: bool) -> str:
-    """The dtype that `spec` means on a GPU or on this CPU: `auto` is bfloat16 where the processor computes in it, else float32."""
+    """The dtype `spec` means on a GPU or on this CPU: `auto` is bfloat16 where the processor has it, else float32."""
     if spec.dtype != "auto":
         return spec.dtype
     if gpu:
@@ -132,7 +130,7 @@ def _has_gpu() -> bool:
 
 
 def template_text(spec: SubjectSpec, own: str | None) -> str:
-    """The chat template in force: the spec's file, else the model's `own`. Raises SubjectError when there is neither."""
+    """The chat template in force: the spec's file, else the model's `own`. Raises SubjectError if there is neither."""
     if spec.chat_template is not None:
         return chat.read_template(Path(spec.chat_template))
     if own is None:

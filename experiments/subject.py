@@ -77,10 +77,10 @@ class Subject:
     ) -> Rendered:
         """Tokens of a conversation, open for the assistant to speak.
 
-        A trailing assistant message is a prefill: it follows the generation header as it stands, whitespace included, and stays
-        open. `system` replaces or sets the system message; without it the spec's own is set where the messages have none.
-        `prefix` goes before the text of the first user message. The whole is tokenised as one text; a token that spans the border
-        between prompt and prefill counts as prefill, so that every character of the response is scored.
+        A trailing assistant message is a prefill: it follows the generation header as it stands, whitespace included,
+        and stays open. `system` replaces or sets the system message; without it the spec's own is set where the
+        messages have none. `prefix` goes before the text of the first user message. The whole is tokenised as one text;
+        a token that spans the border of prompt and prefill counts as prefill, so that all of the response is scored.
         Raises SubjectError for conversations that cannot be rendered.
         """
         turns = self._turns(messages, system, prefix)
@@ -101,7 +101,7 @@ class Subject:
         tokens = tuple(self.tokenizer(text)["input_ids"])
         if len(tokens) > 1 and tokens[0] == tokens[1] == self.tokenizer.bos_token_id:
             tokens = tokens[1:]
-        if len(tokens) < 2:  # noqa: PLR2004
+        if len(tokens) < 2:
             raise SubjectError(f"text {text!r} has {len(tokens)} tokens; at least 2 are needed to score one")
         return Rendered(tokens, 1)
 
@@ -138,9 +138,9 @@ class Subject:
         return tuple(sorted(token for token in found if token is not None))
 
     def exact_ids(self, words: Iterable[str]) -> tuple[int, ...]:
-        """All tokens that say one of `words` and nothing else: equal to it (case counts) between whitespace and punctuation.
+        """All tokens that say one of `words` and no more than whitespace and punctuation around it. Case counts.
 
-        Raises ValueError for a word that begins or ends with whitespace or punctuation, because nothing could ever match it.
+        Raises ValueError for a word that begins or ends with whitespace or punctuation: nothing could ever match it.
         """
         found: set[int] = set()
         for word in words:
@@ -167,7 +167,7 @@ def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def _core(text: str) -> str:
-    """`text` without whitespace and punctuation at its ends. A sign or decimal mark in front of a digit stays: -1 is not 1."""
+    """`text` without whitespace and punctuation at its ends. A sign or point before a digit stays: -1 is not 1."""
     left, right = 0, len(text)
     while left < right and _is_edge(text[left]):
         left += 1
@@ -189,7 +189,8 @@ def _specials(tokenizer: Any) -> dict[str, str]:
 def load(spec: SubjectSpec, device: str | None = None) -> Subject:
     """Load the model that `spec` names, on `device` (default: the GPU if there is one, else the CPU).
 
-    Raises SubjectError for whatever is wrong with it: not found, damaged, incomplete, of unknown layout, without a chat template.
+    Raises SubjectError for whatever is wrong with it: not found, damaged, incomplete, of unknown layout, without a chat
+    template.
     """
     import torch
 
@@ -204,13 +205,15 @@ def load(spec: SubjectSpec, device: str | None = None) -> Subject:
 
 
 def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder. Raises SubjectError where transformers cannot load it, or would invent weights."""
+    """Model and tokenizer of a folder. Raises SubjectError if transformers cannot load it, or would invent weights."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "local_files_only": True}
+    model: Any
+    report: dict[str, Any]
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True, "local_files_only": True}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[misc]
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers and its parsers raise anything for a bad folder
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

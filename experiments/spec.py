@@ -120,6 +120,10 @@ class Trial:
     role: str | None
     """Role of its data; None when it needs none."""
     data: Recipe | None
+    identity: Mapping[str, Any]
+    """method, version, settings, as they enter keys."""
+    data_identity: Mapping[str, Any] | None
+    """recipe, version, settings, as they enter keys."""
     setting: int
     """Index of its setting; trials that differ in the seed alone share it."""
     path: SpecPath
@@ -240,37 +244,30 @@ class Experiment(Frozen):
         """Role -> every combination of its recipe's settings."""
         return self._data
 
-    def trials(self, subject: Mapping[str, Any] | None = None) -> tuple[Trial, ...]:
+    def trials(self, subject: dict[str, Any] | None = None) -> tuple[Trial, ...]:
         """Every setting on every variant of its data with every seed; baselines last.
 
         `subject` is what identifies the subject in `group`; without it, its settings as written.
         """
-        who = dict(subject) if subject is not None else self.subject.model_dump(mode="json")
+        who = self.subject.model_dump(mode="json") if subject is None else subject
         trials: list[Trial] = []
-        number = 0
-        for setting in self._settings:
-            doses = fitting(self.doses, setting.intervention.dose_kind)
-            for variant in self._data[setting.role] if setting.role else [None]:
-                parts = {"subject": who, "data": variant.identity if variant else None, "setting": setting.identity}
-                group = sha256(parts)[:12]
-                label = setting.label + (variant.suffix if variant else "")
-                for seed in self.seeds:
-                    trials.append(
-                        Trial(
-                            len(trials),
-                            group,
-                            label,
-                            setting.intervention,
-                            seed,
-                            setting.baseline,
-                            doses,
-                            setting.role,
-                            variant.recipe if variant else None,
-                            number,
-                            setting.path,
-                        )  # fmt: skip
-                    )
-                number += 1
+        arms = [(one, variant) for one in self._settings for variant in (self._data[one.role] if one.role else [None])]
+        for number, (one, variant) in enumerate(arms):
+            data = variant.identity if variant else None
+            shared: dict[str, Any] = {
+                "group": sha256({"subject": who, "data": data, "setting": one.identity})[:12],
+                "label": f"{one.label} {variant.suffix}".rstrip() if variant else one.label,
+                "intervention": one.intervention,
+                "baseline": one.baseline,
+                "doses": fitting(self.doses, one.intervention.dose_kind),
+                "role": one.role,
+                "data": variant.recipe if variant else None,
+                "identity": one.identity,
+                "data_identity": data,
+                "setting": number,
+                "path": one.path,
+            }
+            trials += [Trial(len(trials) + index, seed=seed, **shared) for index, seed in enumerate(self.seeds)]
         return tuple(trials)
 
     def warnings(self) -> list[str]:

@@ -1,0 +1,297 @@
+"""A spec as a graph of content-addressed nodes: dataset -> fit -> answer -> score -> compare."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.canonical import plain_of
+from experiments.problem import Problem, SpecError
+from experiments.spec import EvalSpec, Experiment, SubjectSpec, Trial
+from orchestrator.identity import SHORT, Shared, node_key
+
+STAGE_VERSIONS = {"dataset": 1, "fit": 1, "answer": 1, "score": 1, "compare": 1}
+"""Bump one when the same params and inputs would now give another result."""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One unit of work. `params` and `inputs` are its identity; `runtime` says where things are and is no part of it."""
+
+    stage: str
+    version: int
+    params: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Role -> key of the node whose result it reads."""
+    label: str
+    """For people: the method and where it acts, the eval. Neither unique nor part of the key."""
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        """64 hex. Raises CanonicalError when `params` hold what cannot be written canonically."""
+        return node_key(self.stage, self.version, self.params, self.inputs)
+
+    @property
+    def short(self) -> str:
+        """The digits of the key that are shown."""
+        return self.key[:SHORT]
+
+    @property
+    def name(self) -> str:
+        """`fit[mean_diff L14]:3fa9c1d2b7e4`."""
+        return f"{self.stage}[{self.label}]:{self.short}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial and the keys of its nodes."""
+
+    trial: Trial
+    dataset: str | None
+    fit: str
+    scores: Mapping[tuple[int, float], str]
+    """(index of the eval, dose) -> key of the score; dose 0 is in `Plan.base`."""
+
+
+class Facts(Protocol):
+    """A checked eval, as `evals.task.TaskFacts` has it."""
+
+    @property
+    def version(self) -> int: ...
+    @property
+    def higher_is(self) -> str: ...
+    @property
+    def identity(self) -> dict[str, Any]: ...
+    @property
+    def runtime(self) -> dict[str, Any]: ...
+
+
+Describe = Callable[[str, str | None, Mapping[str, Any]], Facts]
+Identify = Callable[[SubjectSpec], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PlannedEval:
+    """An eval of the spec and what its task says about it."""
+
+    spec: EvalSpec
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an experiment needs, in an order in which inputs come first."""
+
+    experiment: Experiment
+    subject: Mapping[str, Any]
+    """Identity of the subject."""
+    evals: tuple[PlannedEval, ...]
+    nodes: Mapping[str, Node]
+    trials: tuple[PlannedTrial, ...]
+    base: Mapping[int, str]
+    """Index of the eval -> key of the untouched subject's score."""
+    compare: str
+
+
+def plan(experiment: Experiment, identify: Identify | None = None, describe: Describe | None = None) -> Plan:
+    """The graph of `experiment`. Reads the spec's files for their digests; loads no weights, starts nothing.
+
+    `identify` and `describe` default to `experiments.subject.identify` and `evals.task.describe`.
+    Raises SpecError for a subject, an eval, a target or a task setting that does not exist.
+    """
+    with _collector_paused():
+        return _Planner(experiment, identify or _identify, describe or _describe).plan()
+
+
+def _identify(spec: SubjectSpec) -> dict[str, Any]:
+    from experiments.subject import identify
+
+    return identify(spec)
+
+
+def _describe(task: str, target: str | None, params: Mapping[str, Any]) -> Facts:
+    from evals.task import describe
+
+    return describe(task, target, params)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection while a hundred thousand nodes are made and none is thrown away."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+class _Planner:
+    """What is made once and shared by many nodes."""
+
+    def __init__(self, experiment: Experiment, identify: Identify, describe: Describe) -> None:
+        self.experiment = experiment
+        self.nodes: dict[str, Node] = {}
+        problems: list[Problem] = []
+        try:
+            self.subject = Shared(identify(experiment.subject))
+        except ValueError as error:
+            problems.append(Problem(("subject",), str(error)))
+        self.evals, wrong = _described(experiment, describe)
+        problems += wrong
+        if problems:
+            found = SpecError(*problems)
+            raise found.at(experiment.source) if experiment.source else found
+        self.subject_spec = experiment.subject.model_dump(mode="json")
+        self.answer_params = [
+            {
+                "subject": self.subject,
+                "task": each.spec.task,
+                "task_version": each.facts.version,
+                "settings": Shared(each.facts.identity),
+            }
+            for each in self.evals
+        ]
+
+    def add(
+        self, stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], label: str, runtime: Mapping[str, Any]
+    ) -> str:
+        node = Node(stage, STAGE_VERSIONS[stage], params, inputs, label, runtime)
+        self.nodes.setdefault(node.key, node)
+        return node.key
+
+    def plan(self) -> Plan:
+        base = {index: self.base(index) for index in range(len(self.evals))}
+        trials = tuple(self.trial(trial) for trial in self.experiment.trials(self.subject))
+        compare = self.compare(trials, base)
+        return Plan(self.experiment, self.subject, self.evals, self.nodes, trials, base, compare)
+
+    def base(self, index: int) -> str:
+        """Key of the untouched subject's score: dose 0 of every trial."""
+        each = self.evals[index]
+        runtime = {"subject": self.subject_spec, "arguments": each.facts.runtime, "method": None, "settings": None}
+        label = f"{each.spec.label()} base"
+        answer = self.add("answer", self.answer_params[index], {}, label, runtime)
+        return self.add("score", {}, {"answer": answer}, label, {"task": each.spec.task})
+
+    def trial(self, trial: Trial) -> PlannedTrial:
+        method, identity, settings = self._setting(trial)
+        dataset = self.dataset(trial)
+        fit = self.add(
+            "fit",
+            {"subject": self.subject, **identity, "seed": trial.seed},
+            {} if dataset is None else {"data": dataset},
+            trial.label,
+            {"subject": self.subject_spec, "method": method, "settings": settings},
+        )
+        scores: dict[tuple[int, float], str] = {}
+        state = {"state": fit}
+        for index, each in enumerate(self.evals):
+            label = f"{each.spec.label()} {trial.label}"
+            runtime = {
+                "subject": self.subject_spec,
+                "arguments": each.facts.runtime,
+                "method": method,
+                "settings": settings,
+            }
+            task = {"task": each.spec.task}
+            for dose in trial.doses:
+                params = {**self.answer_params[index], "dose": dose}
+                answer = self.add("answer", params, state, label, runtime)
+                scores[index, dose] = self.add("score", {}, {"answer": answer}, label, task)
+        return PlannedTrial(trial, dataset, fit, scores)
+
+    def _setting(self, trial: Trial) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+        """Method, identity and plain settings of a trial: made once for all its seeds."""
+        if getattr(self, "_of", None) != trial.setting:
+            identity = {**trial.identity, "settings": Shared(trial.identity["settings"])}
+            self._of, self._made = trial.setting, (identity["method"], identity, plain_of(trial.intervention))
+        return self._made
+
+    def dataset(self, trial: Trial) -> str | None:
+        recipe = trial.data
+        if recipe is None or trial.data_identity is None:
+            return None
+        params = {**trial.data_identity, "seed": trial.seed}
+        if recipe.needs_subject:
+            params["subject"] = self.subject
+        name = trial.data_identity["recipe"]
+        runtime = {
+            "subject": self.subject_spec if recipe.needs_subject else None,
+            "recipe": name,
+            "settings": plain_of(recipe),
+        }
+        return self.add("dataset", params, {}, name, runtime)
+
+    def compare(self, trials: tuple[PlannedTrial, ...], base: Mapping[int, str]) -> str:
+        """ONE node that reads every score: role `base/EVAL` or `TRIAL/EVAL/DOSE`."""
+        inputs = {f"base/{index}": key for index, key in base.items()}
+        for planned in trials:
+            for (index, dose), key in planned.scores.items():
+                inputs[f"{planned.trial.index}/{index}/{dose!r}"] = key
+        experiment = self.experiment
+        params = {
+            "budget": experiment.budget.model_dump(mode="json"),
+            "split": experiment.split.model_dump(mode="json"),
+            "evals": [
+                {
+                    "task": each.spec.task,
+                    "target": each.facts.identity.get("target"),
+                    "version": each.facts.version,
+                    "higher_is": each.facts.higher_is,
+                }
+                for each in self.evals
+            ],
+            "trials": [_row(planned.trial) for planned in trials],
+        }
+        return self.add("compare", params, inputs, experiment.name, {"experiment": experiment.name})
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    return {
+        "group": trial.group,
+        "label": trial.label,
+        "method": trial.identity["method"],
+        "seed": trial.seed,
+        "baseline": trial.baseline,
+        "dose_kind": trial.intervention.dose_kind,
+        "doses": trial.doses,
+    }
+
+
+def _described(experiment: Experiment, describe: Describe) -> tuple[tuple[PlannedEval, ...], list[Problem]]:
+    """Each eval checked by its task, and what is wrong."""
+    found: list[PlannedEval] = []
+    problems: list[Problem] = []
+    for index, spec in enumerate(experiment.all_evals):
+        try:
+            facts = describe(spec.task, spec.target, _with_local_files(spec.params, experiment.folder))
+        except ValueError as error:
+            path = ("evals", index) if index < len(experiment.evals) else ("evals",)
+            problems.append(Problem(path, str(error)))
+            continue
+        found.append(PlannedEval(spec, facts))
+    return tuple(found), problems
+
+
+def _with_local_files(params: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """Task settings in which a file that stands beside the spec has its absolute path."""
+
+    def local(value: Any) -> Any:
+        named = isinstance(value, str) and folder is not None and ("/" in value or "." in value)
+        return str(place) if named and (place := Path(folder or ".") / value).is_file() else value
+
+    return {name: local(value) for name, value in params.items()}

@@ -1,0 +1,323 @@
+"""Ray, in the one file that knows it: a cluster to start or join, workers that keep a subject, jobs that run on.
+
+Ray executes and remembers nothing: artefacts travel as keys through the store, and what ran is what has a record there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.access import require_token, secure_token
+
+require_token()  # before ray is imported: half of its own entry points leave it off
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator import stages
+from orchestrator.resources import Ask, ClusterError, check
+from orchestrator.run import Batch, Finished, Work
+from orchestrator.stages import WorkerLost
+from orchestrator.workspace import Workspace
+
+if TYPE_CHECKING:
+    from orchestrator.artifact import Store
+    from orchestrator.plan import Node
+    from orchestrator.stages import Outcome
+
+CALLS_BEFORE_RECYCLING = 200
+"""Calls after which a worker is replaced, so that what leaks stays small."""
+SECONDS_WITHOUT_WORKERS = 60.0
+SECONDS_BETWEEN_LOOKS = 5.0
+SECONDS_BEFORE_TELLING = 30.0
+BAD_STARTS = 5
+"""Workers in a row that do not come up before the cluster is given up."""
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Ray's smallest comfortable object store: artefacts never travel through it."""
+PASSED_ON = ("ORCH_", "HF_", "TRANSFORMERS_", "INSPECT_", "RAY_AUTH_MODE", "TOKENIZERS_PARALLELISM")
+
+
+@contextlib.contextmanager
+def connected(address: str | None, *, dashboard: bool = True, cpus: int | None = None) -> Iterator[str | None]:
+    """A running Ray: the one at `address`, or a local one that lives as long as the block. Gives the dashboard's URL.
+
+    Raises ClusterError when `address` cannot be joined.
+    """
+    secure_token()
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    options["runtime_env"] = {"env_vars": passed_on()}
+    if address is None:
+        options |= {
+            "address": "local",
+            "num_cpus": cpus or len(os.sched_getaffinity(0)),
+            "include_dashboard": dashboard,
+            "dashboard_host": "127.0.0.1",
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": f"/tmp/orch-ray-{os.getuid()}",  # sockets live below it and their paths have a short limit
+        }
+    else:
+        options["address"] = address
+        _knock(address)
+    try:
+        context = ray.init(**options)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
+        raise ClusterError(
+            f"cannot reach {where}: {_first_line(error)}; allowed: auto, HOST:PORT or ray://HOST:PORT of a running "
+            "cluster with the same token (~/.ray/auth_token); no --address starts one here, --local runs without Ray"
+        ) from error
+    try:
+        url = getattr(context, "dashboard_url", None)
+        yield f"http://{url}" if url else None
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Is anyone there? Ray itself asks for minutes before it gives up. Raises ClusterError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # `auto`, which Ray resolves at once
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise ClusterError(
+            f"cannot reach the Ray cluster at {address!r}: {error}; start it, or leave --address out to start one here"
+        ) from error
+
+
+def passed_on() -> dict[str, str]:
+    """Environment of the workers: a running cluster has not the driver's, and they must import this very code."""
+    chosen = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    root = str(Path(__file__).resolve().parent.parent)
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != root]
+    return chosen | {"PYTHONPATH": os.pathsep.join([root, *others])}
+
+
+class Worker:
+    """Runs batches one after the other in its own process. Not async: inspect evaluates in the main thread only."""
+
+    def __init__(self, store: Store, cpus: int, work: Work) -> None:
+        self.store = store
+        self.workspace = Workspace(threads=cpus)
+        self.work = work
+
+    def run(self, nodes: Sequence[Node]) -> list[Outcome]:
+        """What `work` says; raises WorkerLost when this process should be replaced."""
+        return self.work(nodes, self.store, self.workspace)
+
+
+@dataclass
+class _Seat:
+    """One worker's place on a node."""
+
+    node: str
+    actor: Any
+    waits_for: Any
+    """Of Ray: that the worker is up, or what came of its batch. None while it is idle."""
+    batch: Batch | None = None
+    calls: int = 0
+    up: bool = False
+
+
+class RayExecutor:
+    """Batches on Ray actors, one batch a worker at a time, on every node of the cluster.
+
+    A worker that is lost (killed, out of memory, its node gone) is replaced where there is room, and its batch reported
+    as lost; nodes that join later get workers as well. `tell` hears why nothing starts. Raises ClusterError when `ask`
+    fits nowhere.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        ask: Ask | None = None,
+        *,
+        most: int | None = None,
+        work: Work = stages.run,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.store = store
+        self.ask = ask or Ask()
+        self.most = most
+        self.work = work
+        self.tell = tell
+        self._seats: list[_Seat] = []
+        self._looked = 0.0
+        self._idle_since = time.monotonic()
+        self._bad_starts = 0
+        self._told = False
+        check(self.ask, [resources for _, resources in self._nodes()])
+        self._fill()
+
+    @property
+    def slots(self) -> int:
+        """Workers there are, those included that are not up yet."""
+        return max(1, len(self._seats))
+
+    def free(self) -> int:
+        """Workers that are up and without a batch."""
+        return sum(seat.waits_for is None for seat in self._seats)
+
+    def submit(self, batch: Batch) -> None:
+        """Give `batch` to an idle worker."""
+        seat = next(seat for seat in self._seats if seat.waits_for is None)
+        seat.batch, seat.calls = batch, seat.calls + 1
+        seat.waits_for = seat.actor.run.options(name=batch.name).remote(list(batch.nodes))
+
+    def wait(self, timeout: float) -> list[Finished]:
+        """Batches that ended. Raises ClusterError when no worker can be had."""
+        self._look()
+        waiting = {seat.waits_for: seat for seat in self._seats if seat.waits_for is not None}
+        if not waiting:
+            time.sleep(timeout)
+            return []
+        ended, _ = ray.wait(list(waiting), num_returns=1, timeout=timeout)
+        if ended:
+            ended, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        return [finished for call in ended if (finished := self._collect(waiting[call]))]
+
+    def close(self) -> None:
+        """Kill the workers."""
+        for seat in self._seats:
+            ray.kill(seat.actor)
+        self._seats.clear()
+
+    def _collect(self, seat: _Seat) -> Finished | None:
+        """What a worker waited for: None when it only came up, or did not."""
+        batch, call = seat.batch, seat.waits_for
+        seat.batch = seat.waits_for = None
+        try:
+            outcomes = ray.get(call)
+        except (RayActorError, OutOfMemoryError, WorkerLost) as error:
+            self._drop(seat)
+            if batch is None:
+                self._bad_start(error)
+                return None
+            self._fill()
+            return Finished(batch, lost=_reason(error))
+        except RayTaskError as error:  # a defect of this program, not of a node: raise it as it was
+            raise error.cause from error
+        self._idle_since, self._bad_starts = time.monotonic(), 0
+        if batch is None:
+            seat.up = True
+            return None
+        if seat.calls >= CALLS_BEFORE_RECYCLING:
+            self._drop(seat)
+            self._fill()
+        return Finished(batch, outcomes)
+
+    def _bad_start(self, error: BaseException) -> None:
+        """A worker did not come up. Its node may be on its way out; the next look will tell, unless it is always so."""
+        self._looked = time.monotonic()
+        self._bad_starts += 1
+        if self._bad_starts >= BAD_STARTS:
+            raise ClusterError(f"workers do not start ({_reason(error)}); does every node have this project installed?")
+
+    def _drop(self, seat: _Seat) -> None:
+        ray.kill(seat.actor)
+        self._seats.remove(seat)
+
+    def _look(self) -> None:
+        """From time to time: have nodes joined or left, and is there anything to run on?"""
+        now = time.monotonic()
+        if now - self._looked > SECONDS_BETWEEN_LOOKS:
+            self._fill()
+        if any(seat.up for seat in self._seats):
+            return
+        alone = now - self._idle_since
+        if not self._seats and alone > SECONDS_WITHOUT_WORKERS:
+            raise ClusterError(
+                f"no node that can hold a worker for {alone:.0f} s; start one (`ray start --address ...`) and run the "
+                "same command again: finished nodes are kept"
+            )
+        if alone > SECONDS_BEFORE_TELLING and not self._told:
+            self._told = True
+            self.tell("waiting for room on the cluster: others hold what the workers need")
+
+    def _nodes(self) -> list[tuple[str, dict[str, float]]]:
+        return [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+    def _fill(self) -> None:
+        """A worker for every place that has none."""
+        self._looked = time.monotonic()
+        nodes = self._nodes()
+        alive = {node for node, _ in nodes}
+        self._seats = [seat for seat in self._seats if seat.node in alive or seat.waits_for is not None]
+        for node, resources in nodes:
+            taken = sum(seat.node == node for seat in self._seats)
+            for options in self.ask.layout(resources)[taken:]:
+                if self.most is None or len(self._seats) < self.most:
+                    actor = self._hire(node, options)
+                    self._seats.append(_Seat(node, actor, waits_for=actor.__ray_ready__.remote()))
+
+    def _hire(self, node: str, options: dict[str, float]) -> Any:
+        cpus = int(options["num_cpus"])
+        env = {"OMP_NUM_THREADS": str(cpus)}
+        if not options["num_gpus"]:
+            env["CUDA_VISIBLE_DEVICES"] = ""  # without it a worker that asked for no GPU sees them all
+        settings = options | {
+            "max_restarts": 0,  # the executor hires again, where there is room now, and counts the attempts
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+            "runtime_env": {"env_vars": passed_on() | env},
+        }
+        return ray.remote(Worker).options(**settings).remote(self.store, cpus, self.work)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RayTaskError):
+        return str(error.cause)
+    text = str(error)
+    for mark in ("Worker exit detail: ", "died because its node has died"):
+        if mark in text:
+            return f"{type(error).__name__}: {text[text.index(mark) :].splitlines()[0][:300]}"
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def submit_job(address: str, arguments: Sequence[str], name: str) -> str:
+    """Run `orch <arguments>` as a job on the cluster at `address`; gives the job's id at once. Raises ClusterError."""
+    from ray.job_submission import JobSubmissionClient
+
+    secure_token()
+    try:
+        client = JobSubmissionClient(address)
+        return client.submit_job(
+            entrypoint=shlex.join([sys.executable, "-m", "orchestrator", *arguments]),
+            submission_id=f"orch-{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+            runtime_env={"env_vars": passed_on()},
+            metadata={"orch": name},
+        )
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise ClusterError(
+            f"cannot submit a job to the cluster at {address!r}: {_first_line(error)}; it must run with its dashboard "
+            "(`ray start --head` does) and accept the token in ~/.ray/auth_token"
+        ) from error
+
+
+def job_status(address: str, job: str) -> tuple[str, str]:
+    """State of a job (PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED) and what it printed so far."""
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(address)
+    return str(client.get_job_status(job).value), client.get_job_logs(job)
+
+
+def dashboard_url(address: str) -> str:
+    """URL of the dashboard of the cluster at `address`."""
+    from ray.job_submission import JobSubmissionClient
+
+    return str(JobSubmissionClient(address).get_address())

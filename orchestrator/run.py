@@ -1,0 +1,269 @@
+"""Walk the graph: hand out the nodes whose inputs are there, fused where one call can do several, until none is left.
+
+The durable state is the store. A walk keeps nothing that a second walk would need, so resuming is walking again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from orchestrator.stages import STAGES, WorkerLost
+from orchestrator.stages import run as run_nodes
+
+if TYPE_CHECKING:
+    from orchestrator.artifact import Store
+    from orchestrator.plan import Node
+    from orchestrator.stages import Outcome
+    from orchestrator.workspace import Workspace
+
+ATTEMPTS = 2
+"""How often a batch is tried when its worker is lost, before its nodes are tried each alone."""
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Nodes of one stage for one worker call."""
+
+    stage: str
+    nodes: tuple[Node, ...]
+    attempt: int = 1
+
+    @property
+    def name(self) -> str:
+        """Readable in a dashboard: `fit[mean_diff L14]:3fa9c1`, `answer[owl, 12 nodes]:77ab01`."""
+        many = f", {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
+        first = self.nodes[0]
+        return f"{self.stage}[{first.label}{many}]:{first.key[:6]}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came back for a batch: one outcome a node, or the reason why its worker is gone."""
+
+    batch: Batch
+    outcomes: Sequence[Outcome] = ()
+    lost: str | None = None
+
+
+Work = Callable[["Sequence[Node]", "Store", "Workspace"], "list[Outcome]"]
+"""What a worker does with a batch: `stages.run`, or less in a test."""
+
+
+class Executor(Protocol):
+    """Where batches run. `slots` batches at once; `submit` is only called while `free()` is positive."""
+
+    slots: int
+
+    def free(self) -> int:
+        """How many more batches could start now."""
+
+    def submit(self, batch: Batch) -> None:
+        """Start `batch` and return."""
+
+    def wait(self, timeout: float) -> list[Finished]:
+        """Batches that ended, waiting at most `timeout` seconds for the first."""
+
+    def close(self) -> None:
+        """Stop; whatever runs is abandoned. Nothing half-written stays, because publication is a rename."""
+
+
+class LocalExecutor:
+    """Runs each batch in this process, when `wait` is called: for tests, small machines and debuggers."""
+
+    slots = 1
+
+    def __init__(self, store: Store, workspace: Workspace, work: Work = run_nodes) -> None:
+        self.store = store
+        self.workspace = workspace
+        self.work = work
+        self._queue: deque[Batch] = deque()
+
+    def free(self) -> int:
+        """One batch at a time."""
+        return self.slots - len(self._queue)
+
+    def submit(self, batch: Batch) -> None:
+        """Keep `batch` for the next `wait`."""
+        self._queue.append(batch)
+
+    def wait(self, timeout: float) -> list[Finished]:
+        """Run the waiting batch to its end, whatever `timeout` says."""
+        if not self._queue:
+            return []
+        batch = self._queue.popleft()
+        try:
+            return [Finished(batch, self.work(batch.nodes, self.store, self.workspace))]
+        except WorkerLost as error:
+            self.workspace.drop()
+            return [Finished(batch, lost=str(error))]
+
+    def close(self) -> None:
+        """Nothing outlives a call in this process."""
+        self._queue.clear()
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a reader of the terminal may want to know."""
+
+    kind: str
+    """start, finish, lost or blocked."""
+    batch: Batch | None = None
+    outcomes: Sequence[Outcome] = ()
+    text: str = ""
+
+
+@dataclass
+class Summary:
+    """What a walk did."""
+
+    done: list[Node] = field(default_factory=list)
+    failed: dict[str, tuple[Node, str]] = field(default_factory=dict)
+    blocked: dict[str, tuple[Node, str]] = field(default_factory=dict)
+    """Nodes not tried, each with the key of the failed node they wait for."""
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """True when everything asked for has a record."""
+        return not self.failed and not self.blocked
+
+
+def walk(nodes: Iterable[Node], store: Store, executor: Executor, on_event: Callable[[Event], None]) -> Summary:
+    """Run exactly `nodes`, each after its inputs; inputs that are not among `nodes` must have a record.
+
+    A failed node blocks what depends on it and nothing else. KeyboardInterrupt closes the executor and goes on up.
+    """
+    started = time.monotonic()
+    state = _Walk({node.key: node for node in nodes}, store, on_event)
+    try:
+        while state.waiting or state.retries or state.running:
+            while executor.free() > 0 and (batch := state.next_batch(executor.slots)):
+                on_event(Event("start", batch))
+                executor.submit(batch)
+            if not state.running and executor.free() > 0:
+                raise RuntimeError(f"nodes wait for inputs that nothing will make: {sorted(state.waiting)[:5]}")
+            for finished in executor.wait(POLL_SECONDS):
+                state.take(finished)
+    except BaseException:
+        executor.close()
+        raise
+    state.summary.seconds = time.monotonic() - started
+    return state.summary
+
+
+class _Walk:
+    """The bookkeeping of one walk: what waits, what runs, what must be tried again."""
+
+    def __init__(self, waiting: dict[str, Node], store: Store, on_event: Callable[[Event], None]) -> None:
+        self.waiting = waiting
+        self.store = store
+        self.on_event = on_event
+        self.running: set[str] = set()
+        self.retries: deque[Batch] = deque()
+        self.summary = Summary()
+        self._ready = {key: None for key, node in waiting.items() if not self._missing(node)}
+        self._dependents: dict[str, list[str]] = {}
+        for key, node in waiting.items():
+            for needed in node.inputs.values():
+                self._dependents.setdefault(needed, []).append(key)
+
+    def _missing(self, node: Node) -> bool:
+        return any(key in self.waiting or key in self.running for key in node.inputs.values())
+
+    def next_batch(self, slots: int) -> Batch | None:
+        """The next nodes to hand out, or None while nothing is ready."""
+        if self.retries:
+            return self.retries.popleft()
+        if not self._ready:
+            return None
+        ready = [self.waiting[key] for key in self._ready]
+        first = min(ready, key=_priority)
+        stage = STAGES[first.stage]
+        group = [n for n in ready if _priority(n) == _priority(first) and stage.fuse_by(n) == stage.fuse_by(first)]
+        size = min(stage.most, -(-len(group) // slots))
+        return self._hand_out(Batch(first.stage, tuple(group[:size])))
+
+    def _hand_out(self, batch: Batch) -> Batch:
+        for node in batch.nodes:
+            del self._ready[node.key]
+            del self.waiting[node.key]
+            self.running.add(node.key)
+        return batch
+
+    def take(self, finished: Finished) -> None:
+        """Book what came back."""
+        if finished.lost is not None:
+            self._lost(finished.batch, finished.lost)
+            return
+        nodes = {node.key: node for node in finished.batch.nodes}
+        for outcome in finished.outcomes:
+            node = nodes.pop(outcome.key)
+            self.running.discard(node.key)
+            if outcome.error is None:
+                self._done(node)
+            else:
+                self._failed(node, outcome.error)
+        if nodes:
+            raise RuntimeError(f"{finished.batch.name}: no outcome for {sorted(nodes)}")
+        self.on_event(Event("finish", finished.batch, finished.outcomes))
+
+    def _done(self, node: Node) -> None:
+        self.summary.done.append(node)
+        for key in self._dependents.get(node.key, ()):
+            if key in self.waiting and not self._missing(self.waiting[key]):
+                self._ready[key] = None
+
+    def _failed(self, node: Node, reason: str) -> None:
+        self.summary.failed[node.key] = (node, reason)
+        stack = [node.key]
+        while stack:
+            for key in self._dependents.get(stack.pop(), ()):
+                if key in self.waiting:
+                    self.summary.blocked[key] = (self.waiting.pop(key), node.key)
+                    stack.append(key)
+
+    def _lost(self, batch: Batch, reason: str) -> None:
+        """Try the unfinished nodes again: together once more, then each alone, so that one cannot take others down."""
+        left = []
+        for node in batch.nodes:
+            if self.store.has(node.key):
+                self.running.discard(node.key)
+                self._done(node)
+            else:
+                left.append(node)
+        self.on_event(Event("lost", batch, text=reason))
+        if batch.attempt < ATTEMPTS and left:
+            self.retries.append(Batch(batch.stage, tuple(left), batch.attempt + 1))
+        elif len(batch.nodes) > 1:
+            self.retries.extend(Batch(batch.stage, (node,), ATTEMPTS) for node in left)
+        else:
+            for node in left:
+                text = f"its worker was lost {batch.attempt} times; the last time: {reason}"
+                self.store.fail(node, text)
+                self.running.discard(node.key)
+                self._failed(node, text)
+
+
+def _priority(node: Node) -> int:
+    """Lower runs first. The untouched subject answers before anything is fitted: a broken task shows at once."""
+    if node.stage == "answer" and "state" not in node.inputs:
+        return STAGES["fit"].order - 1
+    return STAGES[node.stage].order
+
+
+def describe(error: BaseException) -> str:
+    """The traceback as text, ending with the error itself."""
+    return "".join(traceback.format_exception(error))
+
+
+def threads() -> int:
+    """Processor threads this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,47 @@
+"""What one process keeps between batches: the engine of the subject it met last."""
+
+from __future__ import annotations
+
+import gc
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from experiments.engine import Engine
+
+    from experiments.spec import SubjectSpec
+
+
+class Workspace:
+    """One resident engine; another subject puts it out. `threads` is what torch may use, None leaves its own choice."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+        self._held: str | None = None
+        self._engine: Engine | None = None
+
+    def engine(self, subject: SubjectSpec) -> Engine:
+        """The engine around `subject`, loaded when it is not the one already here. Raises SubjectError."""
+        name = json.dumps(subject.model_dump(mode="json"), sort_keys=True)
+        if self._engine is None or self._held != name:
+            self.drop()
+            import torch
+
+            if self.threads:
+                torch.set_num_threads(self.threads)
+            from experiments.engine import Engine
+
+            from experiments.subject import load
+
+            self._engine, self._held = Engine(load(subject)), name
+        return self._engine
+
+    def drop(self) -> None:
+        """Forget the engine, and give its memory back."""
+        self._engine = self._held = None
+        gc.collect()
+        import sys
+
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -208,7 +208,10 @@ def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
     """Model and tokenizer of a folder. Raises SubjectError if transformers cannot load it, or would invent weights."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a sweep loads many times, and its output is read by people
     model: Any
     report: dict[str, Any]
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True, "local_files_only": True}
@@ -220,6 +223,9 @@ def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
         raise SubjectError(
             f"{folder} cannot be loaded as a causal language model ({first}); save or fetch it again"
         ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     missing = sorted(report["missing_keys"])
     if missing:
         raise SubjectError(

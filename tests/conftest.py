@@ -26,8 +26,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_subject(tiny_folder: Path) -> Subject:
     """The subject around `tiny_folder`, in float32. Shared: leave its weights and hooks as you found them."""
-    from experiments.subject import load
-
     from experiments.spec import SubjectSpec
+    from experiments.subject import load
 
     return load(SubjectSpec(model=str(tiny_folder), dtype="float32"))

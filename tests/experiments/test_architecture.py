@@ -142,7 +142,7 @@ def test_q_k_and_v_of_a_fused_projection_are_disjoint_and_complete(models: dict[
     for name in ("gpt2", "gpt_neox"):
         architecture = Architecture(models[name])
         columns = torch.arange(96)
-        parts = [columns[architecture.point(Site(part, 0)).part] for part in ("q", "k", "v")]  # type: ignore[arg-type, index]
+        parts = [columns[architecture.point(Site(part, 0)).part] for part in ("q", "k", "v")]
         assert sorted(torch.cat(parts).tolist()) == columns.tolist()
 
 
@@ -159,7 +159,13 @@ def test_a_layer_out_of_range_names_the_range(models: dict[str, Any]) -> None:
 
 
 def test_an_unknown_type_names_the_class_and_what_was_looked_for() -> None:
-    sizes = {"hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "ffn_dim": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 32,
+    }
     model = OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=16, max_position_embeddings=8))
     with pytest.raises(
         SubjectError, match=r"OPTForCausalLM \(model type 'opt'\).*llama.*model\.layers, transformer\.h"

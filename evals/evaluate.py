@@ -1,0 +1,122 @@
+"""Ask one eval of many arms in one inspect run, so that the engine sees all doses' questions at once."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import inspect_ai
+from inspect_ai.log import EvalLog
+from inspect_ai.model import GenerateConfig, get_model
+
+from evals import provider
+from evals.task import load_task
+from experiments.edit import Edit
+
+if TYPE_CHECKING:
+    from experiments.engine import Engine
+
+LOG_NAME = "answer.eval"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One fitted intervention at one dose. `key` is its content hash; the base is the arm without edits."""
+
+    key: str
+    edits: Sequence[Edit] = ()
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of an arm. `log` is the `.eval` file; `error` is None exactly when the eval finished."""
+
+    key: str
+    log: Path | None
+    seconds: float
+    samples: int
+    tokens: int
+    error: str | None = None
+
+
+def evaluate(
+    engine: Engine,
+    arms: Sequence[Arm],
+    task: str,
+    settings: Mapping[str, Any],
+    folder: Callable[[str], Path],
+) -> list[Answer]:
+    """Run `task` against every arm and put each log at `folder(key) / "answer.eval"`. Answers are in the order of `arms`.
+
+    An arm whose requests fail has its error in its Answer; the other arms are not lost. Raises TaskError or ValueError for a task that
+    cannot be built. One call at a time per process (an inspect rule), and never inside a running event loop.
+    """
+    keys = [arm.key for arm in arms]
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"arms must have different keys, got {sorted(keys)}")
+    build = getattr(load_task(task), task)
+    for arm in arms:
+        provider.register(arm.key, engine, arm.edits)
+    try:
+        with tempfile.TemporaryDirectory(prefix="orch-eval-") as logs:
+            built = build(**settings)
+            found = run(built, arms, Path(logs))
+            by_key = {log.eval.model.removeprefix("orch/"): log for log in found}
+            return [answer(arm, by_key.get(arm.key), folder(arm.key)) for arm in arms]
+    finally:
+        for arm in arms:
+            provider.unregister(arm.key)
+
+
+def run(built: inspect_ai.Task, arms: Sequence[Arm], logs: Path) -> list[EvalLog]:
+    """One inspect `eval()` over all arms, everything in flight at once, as little logging as keeps the log readable."""
+    n_samples = len(built.dataset)
+    return inspect_ai.eval(
+        built,
+        model=[
+            get_model(f"orch/{arm.key}", config=GenerateConfig(max_connections=100_000), memoize=False) for arm in arms
+        ],
+        log_dir=str(logs),
+        log_format="eval",
+        display="none",
+        max_tasks=len(arms),
+        max_samples=n_samples,
+        log_realtime=False,
+        log_model_api=False,
+        log_images=False,
+        log_buffer=n_samples,
+        fail_on_error=True,
+        score=True,
+        ctl_server=False,
+        tags=["orch"],
+        metadata={"arms": {arm.key: arm.label for arm in arms}},
+    )
+
+
+def answer(arm: Arm, log: EvalLog | None, folder: Path) -> Answer:
+    """Move the arm's log to its folder."""
+    if log is None:
+        return Answer(arm.key, None, 0.0, 0, 0, f"inspect gave no log for orch/{arm.key}")
+    path = folder / LOG_NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.move(log.location.removeprefix("file://"), path)
+    error = None
+    if log.status != "success":
+        error = log.error.message if log.error else f"the eval's status is {log.status}"
+    usage = log.stats.model_usage.values()
+    samples = log.results.completed_samples if log.results else 0
+    return Answer(arm.key, path, elapsed(log), samples, sum(use.total_tokens for use in usage), error)
+
+
+def elapsed(log: EvalLog) -> float:
+    """Wall seconds from the start to the end of the arm's eval (arms run side by side, so they do not add up)."""
+    start, end = log.stats.started_at, log.stats.completed_at
+    if not start or not end:
+        return 0.0
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()

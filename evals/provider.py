@@ -1,0 +1,275 @@
+"""The inspect model `orch/<key>`: a resident engine with the edits of one arm, registered in this process.
+
+Three kinds of request:
+    options metadata on the last user message   -> option log-probabilities, exact over the vocabulary (evals/forced_choice.py)
+    prompt_logprobs with a trailing assistant   -> log p of each of the assistant's tokens
+    anything else                               -> sampled text with the log-probabilities of the sampled tokens
+The key is part of the model's name, so no two arms share a name in logs, and inspect's cache is refused: it does not know about edits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageUser,
+    GenerateConfig,
+    Logprob,
+    Logprobs,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+)
+from inspect_ai.solver._task_state import sample_state
+from inspect_ai.tool import ToolChoice, ToolInfo
+
+from evals.collector import OptionTokens, Request, collector
+from experiments.edit import Edit, Prompt, prompt_of
+from experiments.engine import Row
+
+if TYPE_CHECKING:
+    from experiments.engine import Engine
+
+MAX_NEW_TOKENS = 256
+TOP = 5  # likeliest tokens shown beside scored options
+
+
+class ProviderError(ValueError):
+    """A request that `orch/...` cannot answer, or a key nobody registered."""
+
+
+class Registered(NamedTuple):
+    """An arm: the engine, the edits of a forward pass, and the change of the text (if any)."""
+
+    engine: Engine
+    edits: tuple[Edit, ...]
+    prompt: Prompt
+
+
+_ARMS: dict[str, Registered] = {}
+_OPTION_TOKENS: dict[tuple[int, str, str], OptionTokens] = {}
+
+
+def register(key: str, engine: Engine, edits: Sequence[Edit]) -> None:
+    """Make `orch/<key>` mean `engine` with `edits`, until `unregister(key)`. Raises ProviderError for a key in use."""
+    if key in _ARMS:
+        raise ProviderError(f"orch/{key} is registered already; keys are content hashes, so register an arm once")
+    prompt = prompt_of(edits) or Prompt()
+    _ARMS[key] = Registered(engine, tuple(edit for edit in edits if not isinstance(edit, Prompt)), prompt)
+
+
+def unregister(key: str) -> None:
+    """Forget `orch/<key>`."""
+    del _ARMS[key]
+    if not _ARMS:
+        _OPTION_TOKENS.clear()
+
+
+def arm(key: str) -> Registered:
+    """What `orch/<key>` means. Raises ProviderError when nothing registered it."""
+    if key not in _ARMS:
+        known = ", ".join(sorted(_ARMS)[:8]) or "none"
+        raise ProviderError(
+            f"orch/{key} is not registered in this process (registered: {known}); orch models exist only inside an "
+            "`orch` run, use `orch submit`, or another provider for `inspect eval`"
+        )
+    return _ARMS[key]
+
+
+class OrchAPI(ModelAPI):
+    """inspect's face of an arm."""
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: GenerateConfig = GenerateConfig(),  # noqa: B008  (inspect's own signature)
+        **model_args: Any,
+    ) -> None:
+        super().__init__(model_name, base_url, api_key, [], config)
+        if model_args:
+            raise ProviderError(
+                f"orch models take no arguments, got {sorted(model_args)}; what differs belongs in the key"
+            )
+
+    async def generate(
+        self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
+    ) -> ModelOutput:
+        """Answer one request. Raises ProviderError for what cannot be answered."""
+        found = arm(self.model_name)
+        if tools:
+            raise ProviderError("orch models call no tools; remove the tools from the task")
+        if config.cache:
+            raise ProviderError("inspect's cache does not know about edits; turn it off for orch models")
+        messages = [{"role": message.role, "content": message.text} for message in input]
+        rendered = render(found, messages)
+        row = Row(rendered.tokens, rendered.n_prompt, found.edits)
+        options = options_of(input)
+        if options is not None:
+            return await self._options(found, row, options, messages)
+        if config.prompt_logprobs is not None:
+            return await self._tokens(found, row)
+        return await self._sample(found, row, config)
+
+    async def _options(
+        self, found: Registered, row: Row, options: dict[str, dict[str, list[str]]], messages: list[dict[str, str]]
+    ) -> ModelOutput:
+        tokens = option_tokens(found.engine, options, messages)
+        scores = await self._ask(found, Request(self.model_name, row, ("options", TOP), options=tokens))
+        values = {name: finite(scores.logprobs[name]) for name in options}
+        likeliest = (
+            max((value, name) for name, value in values.items() if value is not None)[1]
+            if any(value is not None for value in values.values())
+            else "-"
+        )
+        shown = found.engine.subject.tokenizer.batch_decode([[token] for token, _ in scores.top])
+        top = [[text, finite(round(float(p), 3))] for text, (_, p) in zip(shown, scores.top, strict=True)]
+        return self._output(likeliest, row, 1, metadata={"options": values, "top": top})
+
+    async def _tokens(self, found: Registered, row: Row) -> ModelOutput:
+        if row.n_prompt == len(row.tokens):
+            raise ProviderError("prompt_logprobs needs a conversation that ends with the assistant's words")
+        values = await self._ask(found, Request(self.model_name, row, ("tokens",)))
+        logprobs = sampled(found.engine, row.tokens[row.n_prompt :], values.tolist())
+        return self._output("", row, 1, prompt_logprobs=logprobs, metadata={"response_tokens": len(logprobs.content)})
+
+    async def _sample(self, found: Registered, row: Row, config: GenerateConfig) -> ModelOutput:
+        temperature = 1.0 if config.temperature is None else config.temperature
+        top_p = 1.0 if config.top_p is None else config.top_p
+        limit = config.max_tokens or MAX_NEW_TOKENS
+        call = ("generate", limit, temperature, top_p, tuple(config.stop_seqs or ()))
+        seed = config.seed if config.seed is not None else implied_seed(row.tokens)
+        completion = await self._ask(found, Request(self.model_name, row, call, seed=seed))
+        text = found.engine.subject.tokenizer.decode(list(completion.tokens), skip_special_tokens=True)
+        logprobs = sampled(found.engine, completion.tokens, list(completion.logprobs)) if config.logprobs else None
+        reason = "stop" if completion.stopped else "max_tokens"
+        return self._output(text, row, len(completion.tokens), stop_reason=reason, logprobs=logprobs)
+
+    async def _ask(self, found: Registered, request: Request) -> Any:
+        return await asyncio.wrap_future(collector(found.engine).submit(request))
+
+    def _output(
+        self, text: str, row: Row, n_out: int, metadata: dict[str, Any] | None = None, **choice: Any
+    ) -> ModelOutput:
+        n_in = len(row.tokens)
+        choice.setdefault("stop_reason", "stop")
+        message = ChatMessageAssistant(content=text, model=f"orch/{self.model_name}", source="generate")
+        return ModelOutput(
+            model=f"orch/{self.model_name}",
+            choices=[ChatCompletionChoice(message=message, **choice)],
+            usage=ModelUsage(input_tokens=n_in, output_tokens=n_out, total_tokens=n_in + n_out),
+            metadata=metadata,
+        )
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of bare text."""
+        return list(arm(self.model_name).engine.subject.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    async def count_text_tokens(self, text: str) -> int:
+        """Tokens of bare text, by the subject's own tokenizer (inspect's default would download one)."""
+        return len(await self.tokenize(text))
+
+    def max_connections(self) -> int:
+        """All at once: the collector does the batching."""
+        return 100_000
+
+    def connection_key(self) -> str:
+        """One pool per arm."""
+        return self.model_name
+
+    def should_retry(self, ex: BaseException) -> bool:
+        """Never: the same rows on the same engine fail the same way."""
+        return False
+
+
+def render(found: Registered, messages: list[dict[str, str]]) -> Any:
+    """Tokens of a conversation under the arm's Prompt."""
+    prompt = found.prompt
+    return found.engine.subject.render(messages, system=prompt.system, prefix=prompt.prefix or "")
+
+
+def options_of(input: Sequence[ChatMessage]) -> dict[str, dict[str, list[str]]] | None:
+    """The options attached to the last user message, or None."""
+    user = next((message for message in reversed(input) if isinstance(message, ChatMessageUser)), None)
+    return (user.metadata or {}).get("options") if user is not None else None
+
+
+def option_tokens(
+    engine: Engine, options: dict[str, dict[str, list[str]]], messages: list[dict[str, str]]
+) -> OptionTokens:
+    """Token sequences of every option, no sequence of an option extending another of it (its probability is counted already).
+
+    Raises ProviderError for options that no token sequence can tell apart.
+    """
+    prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+    cached = (id(engine), json.dumps(options, sort_keys=True), prefill)
+    if cached not in _OPTION_TOKENS:
+        found: dict[str, tuple[tuple[int, ...], ...]] = {}
+        for name, spec in options.items():
+            sequences = {(token,) for token in engine.subject.exact_ids(spec.get("exact", ()))}
+            sequences |= {continuation(engine, messages, text) for text in spec.get("text", ())}
+            if not sequences:
+                raise ProviderError(
+                    f"option {name!r} = {spec}: no token reads so; give other spellings under 'exact', or use 'text'"
+                )
+            found[name] = tuple(sorted(s for s in sequences if not any(extends(s, other) for other in sequences)))
+        check_distinct(found)
+        _OPTION_TOKENS[cached] = found
+    return _OPTION_TOKENS[cached]
+
+
+def continuation(engine: Engine, messages: list[dict[str, str]], text: str) -> tuple[int, ...]:
+    """The tokens that `text` adds after the open assistant turn. Raises ProviderError when it would merge with what is there."""
+    subject = engine.subject
+    is_open = messages[-1]["role"] == "assistant"
+    prefill = messages[-1]["content"] if is_open else ""
+    before = subject.render(messages).tokens
+    turns = messages[:-1] if is_open else messages
+    after = subject.render([*turns, {"role": "assistant", "content": prefill + text}]).tokens
+    if after[: len(before)] != before or len(after) == len(before):
+        raise ProviderError(
+            f"option text {text!r} merges with the words before it ({prefill[-20:]!r}) into one token; start it with a space"
+        )
+    return after[len(before) :]
+
+
+def extends(longer: tuple[int, ...], shorter: tuple[int, ...]) -> bool:
+    """Whether `longer` starts with `shorter` and goes on."""
+    return len(longer) > len(shorter) and longer[: len(shorter)] == shorter
+
+
+def check_distinct(found: OptionTokens) -> None:
+    """Raises ProviderError when a sequence of one option is, or starts with, a sequence of another."""
+    for name, sequences in found.items():
+        for other, others in found.items():
+            clash = name != other and any(a == b or extends(a, b) for a in sequences for b in others)
+            if clash:
+                raise ProviderError(f"options {name!r} and {other!r} start with the same tokens; leave one of them out")
+
+
+def sampled(engine: Engine, tokens: Sequence[int], values: Sequence[float]) -> Logprobs:
+    """inspect's form of the log-probabilities of given tokens."""
+    texts = engine.subject.tokenizer.batch_decode([[token] for token in tokens])
+    pairs = zip(texts, values, strict=True)
+    return Logprobs(content=[Logprob.model_construct(token=text, logprob=float(value)) for text, value in pairs])
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is not a number a log can hold."""
+    return float(value) if math.isfinite(value) else None
+
+
+def implied_seed(tokens: tuple[int, ...]) -> int:
+    """A seed from the tokens, the sample and its epoch, for requests that name none: repeatable, and new in every epoch."""
+    state = sample_state()
+    place = (state.sample_id, state.epoch, len(state.messages)) if state is not None else ()
+    return int.from_bytes(hashlib.sha256(repr((tokens, place)).encode()).digest()[:4], "big")

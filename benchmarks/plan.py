@@ -1,6 +1,6 @@
 """How long planning takes: a grid of 10,000 trials, four doses, two evals and the damage task; imports included.
 
-    python benchmarks/plan.py [trials]
+python benchmarks/plan.py [trials]
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ limits: {{{{trials: 1000000}}}}
 '''
 experiment = spec.from_source(source.parse(text))
 parsed = time.perf_counter()
-facts = SimpleNamespace(version=1, higher_is="more target", identity={{"target": "x", "data": {{"sha256": "0" * 64}}}}, runtime={{}})
-identity = {{"model": "m", "chat_template": "0" * 64, "dtype": "float32", "system": None}}
+facts = SimpleNamespace(version=1, higher_is="more target", runtime={{}}, identity={{"target": "x", "data": "0" * 64}})
+identity = {{"model": "m", "template": "0" * 64, "dtype": "float32", "system": None}}
 made = plan(experiment, lambda _: identity, lambda *_: facts)
 done = time.perf_counter()
 print(f"{{len(made.trials):,}} trials, {{len(made.nodes):,}} nodes: imports {{imported - started:.2f}} s, "

@@ -54,7 +54,7 @@ def canonical(value: Any, where: str = "") -> str:
     if kind is list or kind is tuple:
         return "[" + ",".join([canonical(item, f"{where}.{index}") for index, item in enumerate(value)]) + "]"
     raise CanonicalError(
-        f"{where.lstrip('.') or 'value'}: {value!r} is a {kind.__name__}; allowed: text, int, float, bool, None, list, dict"
+        f"{where.lstrip('.') or 'value'}: {value!r} is a {kind.__name__}; allowed: text, number, bool, None, list, dict"
     )
 
 
@@ -97,9 +97,8 @@ def file_digest(path: Path) -> str:
 
 
 def identity_of(settings: BaseModel) -> dict[str, Any]:
-    """Settings as plain data for a key: a `Path` becomes `{"sha256": digest of the file}`, so that moving it changes nothing."""
-    plain = _plain(settings.model_dump(mode="python"), by_digest=True)
-    return dict(plain)
+    """Settings as plain data for a key: a `Path` becomes `{"sha256": digest of the file}`, so that it may move."""
+    return dict(_plain(settings.model_dump(mode="python"), by_digest=True))
 
 
 def plain_of(settings: BaseModel) -> dict[str, Any]:

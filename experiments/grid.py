@@ -1,4 +1,4 @@
-"""Grids: a list in a setting is an axis, and every combination of the axes is one setting. A nested list is a list value."""
+"""Grids: a list in a setting is an axis, every combination of axes is one setting, a nested list is a list value."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _on_axes(problems: Iterable[Problem], path: SpecPath, chosen: dict[str, int]
     moved = []
     for problem in problems:
         head, rest = problem.path[:1], problem.path[1:]
-        item = (chosen[head[0]],) if head and head[0] in chosen else ()  # type: ignore[index]
+        item = (chosen[head[0]],) if head and head[0] in chosen else ()
         moved.append(Problem((*path, *head, *item, *rest), problem.text))
     return moved
 

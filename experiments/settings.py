@@ -84,7 +84,7 @@ def _variants(role: str, raw: Mapping[str, Any], path: SpecPath, folder: Path | 
         raise SpecError(Problem((*path, "recipe"), text))
     points = _expanded(raw, "recipe", cls, path, folder, most)
     names = grid.labels([("", point.axes) for point in points])
-    result = []
+    result: list[DataVariant] = []
     for point, suffix in zip(points, names, strict=True):
         identity = {"recipe": name, "version": cls.version, "settings": identity_of(point.settings)}
         if any(identity == known.identity for known in result):
@@ -188,7 +188,8 @@ def _role(cls: type[Intervention], roles: Collection[str]) -> str | None:
 
 def _unmet(name: str, cls: type[Intervention], roles: Collection[str]) -> str:
     wanted = " or ".join(f"data.{kind}" for kind in cls.needs)
-    return f"{name} needs {wanted}; data has {', '.join(sorted(roles)) or 'nothing'}; add data: {{{cls.needs[0]}: {{recipe: ...}}}}"
+    has = ", ".join(sorted(roles)) or "nothing"
+    return f"{name} needs {wanted}; data has {has}; add data: {{{cls.needs[0]}: {{recipe: ...}}}}"
 
 
 def _setting(

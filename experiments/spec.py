@@ -15,93 +15,27 @@ from experiments.canonical import sha256
 from experiments.dataset import Recipe
 from experiments.grid import booleans_as_numbers
 from experiments.intervention import Intervention
+from experiments.parts import EMBEDDED, Budget, EvalSpec, Limits, Resources, Split, SubjectSpec
 from experiments.plugin import Frozen
 from experiments.problem import Problem, SpecError, SpecPath, problems_of
 from experiments.settings import DataVariant, Setting, fitting, read_data, read_interventions
 from experiments.source import Source
 
-EMBEDDED = "smollm2-135m-instruct"
 DAMAGE = "neutral_nll"
 """The task that measures damage; every experiment runs it."""
 
-
-class SubjectSpec(Frozen):
-    """Which language model, and in which chat context it is met."""
-
-    model: str
-    """Embedded name (`smollm2-135m-instruct`), hub id (`org/name`) or a local folder."""
-    revision: str | None = None
-    """Hub revision; pin a commit, so that the result has one meaning."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto` takes what the processor is good at; the choice is recorded and enters the key."""
-    system: str | None = None
-    """System prompt of every conversation; null leaves the chat template's own default in force."""
-    chat_template: str | None = None
-    """Path of a Jinja file that replaces the model's chat template (base models have none)."""
-
-
-class EvalSpec(Frozen):
-    """One task with one target. Settings of the task stand beside `task` and `target`."""
-
-    task: str
-    """Name of a file in `evals/tasks/`."""
-    target: str | None = None
-    """What the intervention is meant to move, for tasks that measure several things."""
-    params: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the task; written without this word, beside `task`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather(cls, data: Any) -> Any:
-        if isinstance(data, str):
-            return {"task": data}
-        if not isinstance(data, dict):
-            return data
-        inner = data.get("params") or {}
-        loose = {name: value for name, value in data.items() if name not in cls.model_fields}
-        if isinstance(data.get("target"), list):
-            raise SpecError(Problem(("target",), f"one target per eval; got {data['target']!r}; add another eval"))
-        if not isinstance(inner, dict) or not loose:
-            return data
-        return {name: value for name, value in data.items() if name not in loose} | {"params": {**inner, **loose}}
-
-    def label(self) -> str:
-        """`daily_dilemmas/honesty`."""
-        return self.task + (f"/{self.target}" if self.target else "")
-
-
-class Budget(Frozen):
-    """How much damage a dose may do and still be chosen."""
-
-    delta_nll: float = Field(default=0.2, ge=0)
-    """Most that the NLL of held-out neutral text may rise, nats per token."""
-
-
-class Split(Frozen):
-    """How items are divided between choosing a dose and reporting it."""
-
-    dev: float = Field(default=0.5, gt=0, lt=1)
-    """Share of the item families that choose the dose; results are reported on the others."""
-
-
-class Resources(Frozen):
-    """What one worker is given. Null leaves the choice to the machine."""
-
-    gpu: float | None = Field(default=None, ge=0)
-    """GPUs of one worker; 0.5 shares one between two."""
-    cpu: int | None = Field(default=None, ge=1)
-    """Processor cores of one worker."""
-    memory_gib: float | None = Field(default=None, gt=0)
-    """Memory set aside for one worker, GiB."""
-    workers: int | None = Field(default=None, ge=1)
-    """Workers at once."""
-
-
-class Limits(Frozen):
-    """What stops a slip of the pen from becoming a month of computing."""
-
-    trials: int = Field(default=1000, ge=1)
-    """Most trials (settings x seeds) the grid may have."""
+__all__ = [
+    "DAMAGE",
+    "EMBEDDED",
+    "EvalSpec",
+    "Experiment",
+    "SpecError",
+    "SubjectSpec",
+    "Trial",
+    "from_data",
+    "from_source",
+    "load",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +112,7 @@ class Experiment(Frozen):
     def _expand(self, info: ValidationInfo) -> Experiment:
         self._folder = (info.context or {}).get("folder")
         problems = [*self._repeats(), *self._zero()]
-        variants, wrong = read_data(self.data, self._folder, self.limits.trials)
+        variants, wrong = read_data({**self.data}, self._folder, self.limits.trials)
         problems += wrong
         most = self.limits.trials // len(self.seeds)
         found, wrong = read_interventions(self.interventions, set(self.data), self.baselines, self._folder, most)
@@ -217,7 +151,7 @@ class Experiment(Frozen):
         return [
             Problem(
                 ("doses",),
-                f"no dose is left for {setting.label}: its doses are positive only; got {list(self.doses)}; add a positive one",
+                f"no dose is left for {setting.label}, which takes positive doses only; got {list(self.doses)}",
             )
             for setting in self._settings
             if not fitting(self.doses, setting.intervention.dose_kind)
@@ -276,10 +210,11 @@ class Experiment(Frozen):
         unpaired = sorted(dose for dose in self.doses if -dose not in self.doses)
         signed = sorted({s.label for s in self._settings if s.intervention.dose_kind in ("signed_linear", "signed")})
         if unpaired and signed:
+            doses = ", ".join(f"{dose:g}" for dose in unpaired)
+            methods = ", ".join(signed[:5]) + (", ..." if len(signed) > 5 else "")
             notes.append(
-                f"doses {', '.join(f'{dose:g}' for dose in unpaired)} lack the opposite sign: no odd part (s(+c) - s(-c)) / 2 "
-                f"at that strength for {', '.join(signed[:5])}{'...' if len(signed) > 5 else ''}, so steering cannot be told "
-                "from disturbance there"
+                f"doses {doses} lack the opposite sign: no odd part (s(+c) - s(-c)) / 2 there for {methods}, "
+                "so steering cannot be told from disturbance"
             )
         if "random" not in self.baselines and not any(s.method == "random" for s in self._settings):
             notes.append("no random baseline: nothing says what any change of that size would have done")
@@ -332,13 +267,18 @@ def _everything(problems: list[Problem], data: dict[str, Any], folder: Path | No
     known = {problem.path[0] for problem in problems if problem.path}
     if "data" not in known and _all_mappings(parts.values() if isinstance(parts, dict) else None):
         problems += read_data(parts, folder, Limits().trials)[1]
-    if "interventions" not in known and isinstance(parts, dict) and _all_mappings(entries):
+    if (
+        "interventions" not in known
+        and isinstance(parts, dict)
+        and isinstance(entries, list)
+        and _all_mappings(entries)
+    ):
         problems += read_interventions(entries, set(parts), (), folder, Limits().trials)[1]
     return problems
 
 
 def _all_mappings(values: Any) -> bool:
-    return values is not None and not isinstance(values, str) and all(isinstance(value, dict) for value in values)
+    return values is not None and all(isinstance(value, dict) for value in values)
 
 
 def _with_local_paths(data: dict[str, Any], folder: Path | None) -> dict[str, Any]:

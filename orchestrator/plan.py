@@ -21,7 +21,7 @@ STAGE_VERSIONS = {"dataset": 1, "fit": 1, "answer": 1, "score": 1, "compare": 1}
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One unit of work. `params` and `inputs` are its identity; `runtime` says where things are and is no part of it."""
+    """One unit of work. `params` and `inputs` are its identity; `runtime` says where things are."""
 
     stage: str
     version: int

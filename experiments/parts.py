@@ -1,0 +1,91 @@
+"""The parts of a spec that stand for themselves: subject, evals, budget, split, resources, limits."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from experiments.plugin import Frozen
+from experiments.problem import Problem, SpecError
+
+EMBEDDED = "smollm2-135m-instruct"
+
+
+class SubjectSpec(Frozen):
+    """Which language model, and in which chat context it is met."""
+
+    model: str
+    """Embedded name (`smollm2-135m-instruct`), hub id (`org/name`) or a local folder."""
+    revision: str | None = None
+    """Hub revision; pin a commit, so that the result has one meaning."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto` takes what the processor is good at; the choice is recorded and enters the key."""
+    system: str | None = None
+    """System prompt of every conversation; null leaves the chat template's own default in force."""
+    chat_template: str | None = None
+    """Path of a Jinja file that replaces the model's chat template (base models have none)."""
+
+
+class EvalSpec(Frozen):
+    """One task with one target. Settings of the task stand beside `task` and `target`."""
+
+    task: str
+    """Name of a file in `evals/tasks/`."""
+    target: str | None = None
+    """What the intervention is meant to move, for tasks that measure several things."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the task; written without this word, beside `task`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            return {"task": data}
+        if not isinstance(data, dict):
+            return data
+        inner = data.get("params") or {}
+        loose = {name: value for name, value in data.items() if name not in cls.model_fields}
+        if isinstance(data.get("target"), list):
+            raise SpecError(Problem(("target",), f"one target per eval; got {data['target']!r}; add another eval"))
+        if not isinstance(inner, dict) or not loose:
+            return data
+        return {name: value for name, value in data.items() if name not in loose} | {"params": {**inner, **loose}}
+
+    def label(self) -> str:
+        """`daily_dilemmas/honesty`."""
+        return self.task + (f"/{self.target}" if self.target else "")
+
+
+class Budget(Frozen):
+    """How much damage a dose may do and still be chosen."""
+
+    delta_nll: float = Field(default=0.2, ge=0)
+    """Most that the NLL of held-out neutral text may rise, nats per token."""
+
+
+class Split(Frozen):
+    """How items are divided between choosing a dose and reporting it."""
+
+    dev: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the item families that choose the dose; results are reported on the others."""
+
+
+class Resources(Frozen):
+    """What one worker is given. Null leaves the choice to the machine."""
+
+    gpu: float | None = Field(default=None, ge=0)
+    """GPUs of one worker; 0.5 shares one between two."""
+    cpu: int | None = Field(default=None, ge=1)
+    """Processor cores of one worker."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Memory set aside for one worker, GiB."""
+    workers: int | None = Field(default=None, ge=1)
+    """Workers at once."""
+
+
+class Limits(Frozen):
+    """What stops a slip of the pen from becoming a month of computing."""
+
+    trials: int = Field(default=1000, ge=1)
+    """Most trials (settings x seeds) the grid may have."""

@@ -71,6 +71,34 @@ def clustered_variance(values: ArrayLike, members: Array) -> Array:
     return count / (count - 1) * (sums**2).sum(-1) / n**2
 
 
+def family_design(members: Array) -> tuple[float, float]:
+    """(inflation, df) of the clustered variance for families of unequal size [n, C]; (1, C - 1) for equal ones.
+
+    With unequal families the CR1 variance is too small on average and less certain than C - 1 suggests. Both follow
+    from the family sizes under a working model (Bell & McCaffrey 2002; Imbens & Kolesar 2016); taken is the worse of
+    two: items of a family independent, or moving as one.
+    """
+    sizes = members.sum(0)
+    if len(sizes) < 2:
+        return 1.0, 0.0
+    w = sizes / sizes.sum()
+    inflations, dfs = [], []
+    for v in (sizes, sizes**2):  # variances of the family sums under the two models
+        s, vw, ww = v.sum(), v @ w, w @ w
+        trace = s - 2 * vw + s * ww  # of A = M diag(v) M', M = I - w 1' taking family sums to residual sums
+        squares = v @ v - 4 * (w @ v**2) + 2 * s * (v @ w**2) + 2 * vw**2 + 2 * ww * (v @ v) - 4 * s * vw * ww
+        squares += (s * ww) ** 2
+        inflations.append(s / trace * (len(w) - 1) / len(w))
+        dfs.append(trace**2 / squares)
+    return max(1.0, *map(float, inflations)), min(len(w) - 1.0, *map(float, dfs))
+
+
+def item_source(values: ArrayLike, members: Array) -> tuple[Array, float]:
+    """Variance [...] of the mean of `values` [..., n] over sampled families, and its degrees of freedom."""
+    inflation, df = family_design(members)
+    return clustered_variance(values, members) * inflation, df
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean with independent sources of variance, each with its own degrees of freedom.
@@ -157,10 +185,9 @@ def crossed_mean(effects: ArrayLike, members: Array) -> Estimate:
     second source is absent, and the estimate is about that one trained intervention.
     """
     effects = np.asarray(effects, float)
-    seeds, count = effects.shape[-2], members.shape[1]
-    means = effects.mean(-1)
-    variances = [clustered_variance(effects.mean(-2), members)]
-    dfs = [count - 1]
+    seeds, means = effects.shape[-2], effects.mean(-1)
+    variance, df = item_source(effects.mean(-2), members)
+    variances, dfs = [variance], [df]
     if seeds > 1:
         variances.append(means.var(-1, ddof=1) / seeds)
         dfs.append(seeds - 1)
@@ -168,14 +195,15 @@ def crossed_mean(effects: ArrayLike, members: Array) -> Estimate:
 
 
 def contrast(effects: tuple[ArrayLike, ArrayLike], members: Array) -> Estimate:
-    """Difference of two crossed means on the same items: effects [S1, n] minus effects [S2, n], paired by item.
+    """Difference of two crossed means on the same items: first [S1, n] minus second [S2, n], paired by item.
 
     The item source is that of the seed-averaged differences; each side adds its own variance between seeds.
     """
-    first, second = (np.asarray(side, float) for side in effects)
-    difference = first.mean(-2) - second.mean(-2)
-    variances, dfs = [clustered_variance(difference, members)], [members.shape[1] - 1]
-    for side in (first, second):
+    sides = [np.asarray(side, float) for side in (first, second)]
+    difference = sides[0].mean(-2) - sides[1].mean(-2)
+    variance, df = item_source(difference, members)
+    variances, dfs = [variance], [df]
+    for side in sides:
         seeds = side.shape[-2]
         if seeds > 1:
             variances.append(side.mean(-1).var(-1, ddof=1) / seeds)

@@ -1,1 +1,5 @@
 """What runs, in what order, and what came of it."""
+
+import os
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # before anything imports ray: half of its own entry points leave it off

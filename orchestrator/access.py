@@ -1,4 +1,4 @@
-"""The token that every client of a Ray cluster must show: whoever reaches a cluster without one can run anything on it."""
+"""The token that every client of a Ray cluster must show: who reaches a cluster without one can run anything on it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ import stat
 from pathlib import Path
 
 
-def require_token() -> None:
-    """Have this process and its children use token access; before Ray is imported, because it reads the setting once."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
 def token_path() -> Path:
     """Where Ray looks for the token."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def secure_token() -> None:
-    """Make sure that there is a token, and that nobody else on this machine can read it (Ray's own file is open to all).
+    """Make sure that there is a token, and that nobody else on this machine can read it (Ray leaves it open to all).
 
     Does nothing where the user has chosen otherwise by RAY_AUTH_MODE or RAY_AUTH_TOKEN.
     """

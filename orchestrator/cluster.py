@@ -16,15 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.access import require_token, secure_token
-
-require_token()  # before ray is imported: half of its own entry points leave it off
-
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import stages
+from orchestrator.access import secure_token
 from orchestrator.resources import Ask, ClusterError, check
 from orchestrator.run import Batch, Finished, Work
 from orchestrator.stages import WorkerLost

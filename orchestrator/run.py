@@ -5,9 +5,7 @@ The durable state is the store. A walk keeps nothing that a second walk would ne
 
 from __future__ import annotations
 
-import os
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -257,13 +255,3 @@ def _priority(node: Node) -> int:
     if node.stage == "answer" and "state" not in node.inputs:
         return STAGES["fit"].order - 1
     return STAGES[node.stage].order
-
-
-def describe(error: BaseException) -> str:
-    """The traceback as text, ending with the error itself."""
-    return "".join(traceback.format_exception(error))
-
-
-def threads() -> int:
-    """Processor threads this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from experiments.engine import Engine
-
     from experiments.spec import SubjectSpec
 
 
@@ -30,7 +29,6 @@ class Workspace:
             if self.threads:
                 torch.set_num_threads(self.threads)
             from experiments.engine import Engine
-
             from experiments.subject import load
 
             self._engine, self._held = Engine(load(subject)), name

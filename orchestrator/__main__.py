@@ -1,0 +1,5 @@
+"""`python -m orchestrator`, the same as `orch`."""
+
+from orchestrator.cli import main
+
+main()

@@ -1,0 +1,104 @@
+"""`orch plan` and `orch why`: what a submit would do, and why."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.commands import options
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan
+    from orchestrator.status import NodeStatus
+
+MOST_LINES = 40
+"""Nodes of one stage that are shown; `--all` shows every one, and JSON always does."""
+
+
+@click.command("plan")
+@options.spec
+@options.store
+@options.as_json
+@click.option("--all", "everything", is_flag=True, help=f"Every node; else at most {MOST_LINES} of each stage.")
+def plan_command(spec: Path, store: str, as_json: bool, everything: bool) -> None:
+    """Show what a submit of SPEC would do: each node have, run, blocked or failed before, and why."""
+    from experiments.spec import load
+    from orchestrator.artifact import Store
+    from orchestrator.plan import plan
+    from orchestrator.status import status
+
+    experiment, _ = load(spec)
+    planned = plan(experiment)
+    states = status(planned, Store(store))
+    if as_json:
+        click.echo(json.dumps(_document(planned, states), indent=1))
+        return
+    for line in describe(planned, states, None if everything else MOST_LINES):
+        click.echo(line)
+    for warning in experiment.warnings():
+        click.echo(f"note: {warning}", err=True)
+
+
+def _document(planned: Plan, states: Sequence[NodeStatus]) -> dict[str, Any]:
+    return {
+        "experiment": planned.experiment.name,
+        "trials": len(planned.trials),
+        "counts": Counter(one.state for one in states),
+        "warnings": planned.experiment.warnings(),
+        "nodes": [
+            {
+                "key": one.node.key,
+                "stage": one.node.stage,
+                "label": one.node.label,
+                "inputs": dict(one.node.inputs),
+                "state": one.state,
+                "why": one.why,
+            }
+            for one in states
+        ],
+    }
+
+
+def describe(planned: Plan, states: Sequence[NodeStatus], most: int | None) -> list[str]:
+    """A line a node under a line a stage, and the sum."""
+    lines = []
+    for stage in dict.fromkeys(one.node.stage for one in states):
+        of_stage = [one for one in states if one.node.stage == stage]
+        lines.append(f"{stage}: {told(of_stage)}")
+        lines += [f"  {one.state:<13} {one.node.name}{_dose(one)}  {one.why}" for one in of_stage[:most]]
+        if most is not None and len(of_stage) > most:
+            lines.append(f"  ... {len(of_stage) - most:,} more (--all shows them)")
+    lines.append(f"{planned.experiment.name}: {len(planned.trials):,} trials, {len(states):,} nodes: {told(states)}")
+    return lines
+
+
+def told(states: Sequence[NodeStatus]) -> str:
+    """`12 have, 3 run`."""
+    counts = Counter(one.state for one in states)
+    order = ("have", "run", "blocked", "failed before")
+    return ", ".join(f"{counts[state]:,} {state}" for state in order if counts[state])
+
+
+def _dose(one: NodeStatus) -> str:
+    dose = one.node.params.get("dose")
+    return f" dose {dose:g}" if dose is not None else ""
+
+
+@click.command()
+@click.argument("key")
+@options.store
+def why(key: str, store: str) -> None:
+    """Show what is behind a result: the record whose key begins with KEY, or why it failed."""
+    from orchestrator.artifact import Store
+
+    place = Store(store)
+    failure = place.failure(key)
+    click.echo(json.dumps(failure if failure is not None else place.record(key), indent=1))
+
+
+COMMANDS = (plan_command, why)

@@ -16,6 +16,14 @@ from experiments.files import digest
 class CanonicalError(ValueError):
     """A value that has no canonical text: where it is, what it is, what is allowed."""
 
+    def __init__(self, reason: str, path: tuple[str, ...] = ()) -> None:
+        self.reason, self.path = reason, path
+        super().__init__(f"{'.'.join(path) or 'value'}: {reason}")
+
+    def under(self, part: str) -> CanonicalError:
+        """The same reason, of a value that sits at `part`."""
+        return CanonicalError(self.reason, (part, *self.path))
+
 
 class Shared(dict[str, Any]):
     """A dict that many nodes hold, with its canonical text made once. Not to be changed after that."""
@@ -24,13 +32,13 @@ class Shared(dict[str, Any]):
 
     def __init__(self, value: dict[str, Any]) -> None:
         super().__init__(value)
-        self.text = _mapping(value, "")
+        self.text = _mapping(value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Shared, (dict(self),))
 
 
-def canonical(value: Any, where: str = "") -> str:
+def canonical(value: Any) -> str:
     """`value` as JSON without a choice: keys sorted, no spaces, ASCII, floats by `repr`, -0.0 as 0.0, tuples as lists.
 
     An int and a float of equal value have different texts: hash validated settings, whose fields have one type.
@@ -39,44 +47,47 @@ def canonical(value: Any, where: str = "") -> str:
     kind = type(value)
     if kind is str:
         return quoted(value)
+    if kind is Shared:
+        return str(value.text)
     if kind is float:
-        return _number(value, where)
+        if not math.isfinite(value):
+            raise CanonicalError(f"{value!r}; only finite numbers have an identity")
+        return repr(value + 0.0)  # -0.0 + 0.0 is 0.0
     if kind is int:
         return repr(value)
+    if kind is dict:
+        return _mapping(value)
+    if kind is list or kind is tuple:
+        return _sequence(value)
     if value is None:
         return "null"
     if kind is bool:
         return "true" if value else "false"
-    if kind is Shared:
-        return value.text
-    if kind is dict:
-        return _mapping(value, where)
-    if kind is list or kind is tuple:
-        return "[" + ",".join([canonical(item, f"{where}.{index}") for index, item in enumerate(value)]) + "]"
-    raise CanonicalError(
-        f"{where.lstrip('.') or 'value'}: {value!r} is a {kind.__name__}; allowed: text, number, bool, None, list, dict"
-    )
+    raise CanonicalError(f"{value!r} is a {kind.__name__}; allowed: text, number, bool, None, list, dict")
 
 
-def _mapping(value: dict[str, Any], where: str) -> str:
-    try:
-        items = sorted(value.items())
-    except TypeError:
-        items = list(
-            value.items()
-        )  # either a key is not text, refused below, or equal keys made values compare: impossible
-    for key, _ in items:
+def _mapping(value: dict[str, Any]) -> str:
+    for key in value:
         if type(key) is not str:
-            raise CanonicalError(
-                f"{where.lstrip('.') or 'value'}: key {key!r} is a {type(key).__name__}; keys are text"
-            )
-    return "{" + ",".join([f"{quoted(key)}:{canonical(item, f'{where}.{key}')}" for key, item in items]) + "}"
+            raise CanonicalError(f"the key {key!r} is a {type(key).__name__}; keys are text")
+    parts = []
+    for key in sorted(value):
+        item = value[key]
+        try:
+            parts.append(f"{quoted(key)}:{quoted(item) if type(item) is str else canonical(item)}")
+        except CanonicalError as error:
+            raise error.under(key) from None
+    return "{" + ",".join(parts) + "}"
 
 
-def _number(value: float, where: str) -> str:
-    if not math.isfinite(value):
-        raise CanonicalError(f"{where.lstrip('.') or 'value'}: {value!r}; only finite numbers have an identity")
-    return repr(value + 0.0)  # -0.0 + 0.0 is 0.0
+def _sequence(value: list[Any] | tuple[Any, ...]) -> str:
+    parts = []
+    for index, item in enumerate(value):
+        try:
+            parts.append(canonical(item))
+        except CanonicalError as error:
+            raise error.under(str(index)) from None
+    return "[" + ",".join(parts) + "]"
 
 
 def sha256(value: Any) -> str:

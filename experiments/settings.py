@@ -59,7 +59,7 @@ def fitting(doses: Iterable[float], kind: DoseKind) -> tuple[float, ...]:
 
 
 def read_data(
-    data: Mapping[str, Mapping[str, Any]], folder: Path | None, most: int
+    data: Mapping[Any, Mapping[str, Any]], folder: Path | None, most: int
 ) -> tuple[dict[str, list[DataVariant]], list[Problem]]:
     """Role -> its variants, and everything wrong."""
     variants: dict[str, list[DataVariant]] = {}

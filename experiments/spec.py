@@ -112,7 +112,7 @@ class Experiment(Frozen):
     def _expand(self, info: ValidationInfo) -> Experiment:
         self._folder = (info.context or {}).get("folder")
         problems = [*self._repeats(), *self._zero()]
-        variants, wrong = read_data({**self.data}, self._folder, self.limits.trials)
+        variants, wrong = read_data(self.data, self._folder, self.limits.trials)
         problems += wrong
         most = self.limits.trials // len(self.seeds)
         found, wrong = read_interventions(self.interventions, set(self.data), self.baselines, self._folder, most)

@@ -6,7 +6,6 @@ import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,10 +31,13 @@ class Node:
     """For people: the method and where it acts, the eval. Neither unique nor part of the key."""
     runtime: Mapping[str, Any] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def key(self) -> str:
         """64 hex. Raises CanonicalError when `params` hold what cannot be written canonically."""
-        return node_key(self.stage, self.version, self.params, self.inputs)
+        known: str | None = self.__dict__.get("_key")
+        if known is None:
+            known = self.__dict__["_key"] = node_key(self.stage, self.version, self.params, self.inputs)
+        return known
 
     @property
     def short(self) -> str:
@@ -170,8 +172,9 @@ class _Planner:
         self, stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], label: str, runtime: Mapping[str, Any]
     ) -> str:
         node = Node(stage, STAGE_VERSIONS[stage], params, inputs, label, runtime)
-        self.nodes.setdefault(node.key, node)
-        return node.key
+        key = node.key
+        self.nodes.setdefault(key, node)
+        return key
 
     def plan(self) -> Plan:
         base = {index: self.base(index) for index in range(len(self.evals))}

@@ -1,0 +1,173 @@
+"""Attention over packed tries and over a key-value cache, called by transformers' own model code.
+
+The function registered here under `NAME` asks the pass in progress what to attend to. No mask function is registered,
+so transformers builds no masks: who sees whom follows from the trie.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from math import ceil, log
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from experiments.packing import Ints, Trie
+
+NAME = "orch_packed"
+KEYS = 1 << 16
+"""Gathered keys of one attention call: what bounds the memory that shared prefixes cost."""
+FINER = (1.5, 1.25)
+"""Ratio between neighbouring bucket sizes, for queries and keys: padding is below it."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a layer attends: factor of the scores, how far back it sees (None: everything), soft cap of the scores."""
+
+    scaling: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+class Attends(Protocol):
+    """What a pass has in force in a layer."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """[T, heads, d] and twice [T, key-value heads, d] -> [T, heads, d]."""
+        ...
+
+
+_IN_FORCE: ContextVar[Attends] = ContextVar("attends")
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """The function transformers calls with [1, heads, T, d] tensors. Returns [1, T, heads, d] and no weights."""
+    width = query.shape[-1]
+    rule = Rule(options.get("scaling") or width**-0.5, options.get("sliding_window"), options.get("softcap"))
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    return _IN_FORCE.get()(layer, q, k, v, rule).unsqueeze(0), None
+
+
+AttentionInterface.register(NAME, _attend)
+
+
+@contextmanager
+def in_force(config: Any, attends: Attends) -> Iterator[None]:
+    """Have the model of `config` attend by `attends`."""
+    before, token = config._attn_implementation, _IN_FORCE.set(attends)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _IN_FORCE.reset(token)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
+    """[n, heads, Lq, d] and twice [n, key-value heads, Lk, d] -> [n, heads, Lq, d].
+
+    `mask` [n, 1, Lq, Lk] is added to the scores; None is causal.
+    """
+    repeats = query.shape[1] // key.shape[1]
+    if rule.softcap is None:
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=rule.scaling, enable_gqa=repeats > 1
+        )
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = rule.softcap * torch.tanh(query @ key.transpose(2, 3) * (rule.scaling / rule.softcap))
+    if mask is None:
+        mask = torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
+    return (scores + mask).softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+def visible(depth: Tensor, n_keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Additive mask [n, 1, Lq, n_keys]: a query at `depth` [n, Lq] sees keys 0 to depth, the last `window` of them."""
+    keys = torch.arange(n_keys, device=depth.device)
+    hidden = keys > depth[..., None]
+    if window is not None:
+        hidden |= keys <= depth[..., None] - window
+    return torch.zeros(hidden.shape, dtype=dtype, device=depth.device).masked_fill_(hidden, -torch.inf).unsqueeze(1)
+
+
+class Bucket:
+    """Groups of similar size, padded to one: flat indices of queries [n, Lq] and keys [n, Lk].
+
+    A padding query reads token 0 as if it were at depth 0, and is written to a spare place behind the last token.
+    """
+
+    def __init__(self, trie: Trie, groups: Sequence[tuple[int, int]], device: torch.device) -> None:
+        paths = [trie.paths[row] for row, _ in groups]
+        firsts = [first for _, first in groups]
+        queries = [path[first:] for path, first in zip(paths, firsts, strict=True)]
+        depths = [np.arange(first, len(path)) for path, first in zip(paths, firsts, strict=True)]
+        self.query = padded(queries, 0).to(device)
+        self.place = padded(queries, trie.size).view(-1).to(device)
+        self.depth = padded(depths, 0).to(device)
+        self.key = padded(paths, 0).to(device)
+        self.plain = not any(firsts) and len({len(path) for path in paths}) == 1
+        self._masks: dict[int | None, Tensor] = {}
+
+    def attend(self, out: Tensor, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> None:
+        """Write the attention of this bucket's queries into `out` [T + 1, heads, d]."""
+        n, n_keys = self.key.shape
+        window = rule.window if rule.window is not None and rule.window < n_keys else None
+        mask = None if self.plain and window is None else self._mask(window, query.dtype)
+        q = query.index_select(0, self.query.view(-1)).view(n, -1, *query.shape[1:]).transpose(1, 2)
+        k, v = (
+            part.index_select(0, self.key.view(-1)).view(n, n_keys, *part.shape[1:]).transpose(1, 2)
+            for part in (key, value)
+        )
+        mixed = attend(q, k, v, mask, rule).transpose(1, 2)
+        out.index_copy_(0, self.place, mixed.reshape(-1, *mixed.shape[2:]))
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        if window not in self._masks:
+            self._masks[window] = visible(self.depth, self.key.shape[1], window, dtype)
+        return self._masks[window]
+
+
+class Packed:
+    """Attention inside one trie. `kept`, if given, collects every layer's keys and values."""
+
+    def __init__(self, trie: Trie, device: torch.device) -> None:
+        bins: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        for row, first in trie.groups:
+            n_keys = len(trie.paths[row])
+            bins[_bin(n_keys - first, FINER[0]), _bin(n_keys, FINER[1])].append((row, first))
+        self.buckets: list[Bucket] = []
+        for groups in bins.values():
+            step = max(1, KEYS // max(len(trie.paths[row]) for row, _ in groups))
+            self.buckets += [Bucket(trie, groups[at : at + step], device) for at in range(0, len(groups), step)]
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        out = query.new_empty(len(query) + 1, *query.shape[1:-1], value.shape[-1])
+        for bucket in self.buckets:
+            bucket.attend(out, query, key, value, rule)
+        return out[:-1]
+
+
+def _bin(size: int, ratio: float) -> int:
+    return ceil(log(max(size, 8)) / log(ratio))
+
+
+def padded(parts: Sequence[Ints], filler: int) -> Tensor:
+    """[n, longest] of `parts`, each continued with `filler`."""
+    out = np.full((len(parts), max(map(len, parts))), filler, np.int64)
+    for row, part in zip(out, parts, strict=True):
+        row[: len(part)] = part
+    return torch.from_numpy(out)

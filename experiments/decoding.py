@@ -1,0 +1,258 @@
+"""Token by token: a packed prefill, then all rows of a chunk together, one token each a step, over their own cache."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from experiments.acting import EngineError, Station
+from experiments.attention import Rule, attend, padded, visible
+from experiments.edit import Edit, Prompt
+from experiments.forward import Actions, Level, Pack, as_tokens, execute, place_edits, run
+from experiments.packing import Row, reach
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from experiments.subject import Subject
+
+GROWTH = 64
+"""Tokens by which the cache grows when it is full."""
+CROWDED = 0.75
+"""Finished rows leave the batch when fewer than this share of its rows are still going."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was said: tokens with the subject's own log p of each (temperature 1, whole vocabulary).
+
+    An end-of-turn token is the last of `tokens`; a stop text is not part of them. `stopped` is False where the limit
+    of new tokens came first.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How to go on."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    stop: tuple[str, ...]
+
+    def check(self, rows: Sequence[Row], seeds: Sequence[int] | None) -> None:
+        """Raise EngineError for settings out of range and for sampling without seeds."""
+        if self.max_new_tokens < 1:
+            raise EngineError(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise EngineError(f"temperature is {self.temperature}, must be a number from 0 on")
+        if not 0 < self.top_p <= 1:
+            raise EngineError(f"top_p is {self.top_p}, must be above 0 and at most 1")
+        if "" in self.stop:
+            raise EngineError("a stop text is empty; give at least one character")
+        if self.temperature > 0 and seeds is None:
+            raise EngineError(f"temperature is {self.temperature} but there are no seeds; give one for each row")
+        if seeds is not None and len(seeds) != len(rows):
+            raise EngineError(f"{len(rows)} rows but {len(seeds)} seeds; one for each row is needed")
+
+
+class Cache:
+    """Keys and values of every row, padded to the longest: attends one new token of each row at position `at` [n].
+
+    Rows are never moved while a step runs; `keep` drops some between steps.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.at = torch.empty(0, dtype=torch.int64)
+        self._masks: dict[int | None, Tensor] = {}
+
+    def step(self, at: Tensor, n_keys: int) -> None:
+        """Begin a step: new tokens at positions `at`, the highest of which is n_keys - 1."""
+        self.at, self.n_keys, self._masks = at, n_keys, {}
+        for layer, pair in self.layers.items():
+            if pair[0].shape[1] < n_keys:
+                self.layers[layer] = _grown(pair[0]), _grown(pair[1])
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        keys, values = self.layers[layer]
+        rows = torch.arange(len(self.at), device=self.at.device)
+        keys[rows, self.at], values[rows, self.at] = key, value
+        if rule.window not in self._masks:
+            self._masks[rule.window] = visible(self.at[:, None], self.n_keys, rule.window, query.dtype)
+        k, v = (part[:, : self.n_keys].transpose(1, 2) for part in (keys, values))
+        return attend(query.unsqueeze(2), k, v, self._masks[rule.window], rule).squeeze(2)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but `rows`."""
+        self.layers = {
+            layer: (keys.index_select(0, rows), values.index_select(0, rows))
+            for layer, (keys, values) in self.layers.items()
+        }
+
+
+def _grown(part: Tensor) -> Tensor:
+    return torch.cat([part, part.new_zeros(len(part), GROWTH, *part.shape[2:])], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Keeping:
+    """A level's attention that also gives every row its own copy of the keys and values, for decoding."""
+
+    inner: Any
+    index: Tensor
+    """[n, longest] flat indices of the rows' tokens in this level."""
+    cache: Cache
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        n, longest = self.index.shape
+        self.cache.layers[layer] = tuple(  # type: ignore[assignment]
+            _grown(part.index_select(0, self.index.view(-1)).view(n, longest, *part.shape[1:])) for part in (key, value)
+        )
+        return self.inner(layer, query, key, value, rule)
+
+
+@dataclass(eq=False)
+class Going:
+    """A row being continued."""
+
+    place: int
+    row: Row
+    draws: Tensor
+    """Uniform numbers, one for each new token: the row's seed decides them, and nothing else does."""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+def decode(
+    subject: Subject,
+    rows: Sequence[Row],
+    stations: Mapping[Edit, Station],
+    wish: Wish,
+    seeds: Sequence[int],
+    fired: Counter[Edit],
+) -> Iterator[tuple[int, Completion]]:
+    """Continue `rows` together; yield (row, completion) as each ends. Counts in `fired` what each edit acted on."""
+    going = [Going(place, row, _draws(seed, wish)) for place, (row, seed) in enumerate(zip(rows, seeds, strict=True))]
+    arms: dict[tuple[Edit, ...], int] = {}
+    going.sort(key=lambda each: arms.setdefault(each.row.edits, len(arms)))  # so that edits act on slices
+    cache = Cache()
+    states = _prefill(subject, [each.row for each in going], stations, cache)
+    _count_prefill(rows, fired)
+    alive = list(range(len(going)))
+    actions = _actions(subject, going, stations)
+    while True:
+        _choose(subject, states, [going[index] for index in alive], alive, wish)
+        endings = {index: _ending(subject, going[index], wish) for index in alive}
+        for index, ending in endings.items():
+            if ending is not None:
+                yield going[index].place, ending
+        alive = [index for index in alive if endings[index] is None]
+        if not alive:
+            return
+        if len(alive) < CROWDED * len(going):
+            cache.keep(torch.tensor(alive, device=subject.device))
+            going, alive = [going[index] for index in alive], list(range(len(alive)))
+            actions = _actions(subject, going, stations)
+        states = _step(subject, going, actions, cache)
+        fired.update(edit for index in alive for edit in going[index].row.edits if _on_response(edit))
+
+
+def _draws(seed: int, wish: Wish) -> Tensor:
+    if wish.temperature == 0:
+        return torch.empty(0)
+    return torch.rand(wish.max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _on_response(edit: Edit) -> bool:
+    return not isinstance(edit, Prompt) and getattr(edit, "positions", "all") in ("all", "response")
+
+
+def _count_prefill(rows: Sequence[Row], fired: Counter[Edit]) -> None:
+    for row in rows:
+        for edit in row.edits:
+            if not isinstance(edit, Prompt):
+                start, stop = reach(edit, row)
+                fired[edit] += stop - start
+
+
+def _prefill(subject: Subject, rows: Sequence[Row], stations: Mapping[Edit, Station], cache: Cache) -> Tensor:
+    """Fill `cache` and return the last hidden state of every row, [n, d]."""
+    pack = Pack(subject, rows, stations)
+    levels = [
+        replace(level, attends=Keeping(level.attends, padded(trie.paths, 0).to(subject.device), cache))
+        for level, trie in zip(pack.levels(), pack.tries, strict=True)
+    ]
+    last = pack.ranges(subject.n_layers, [(len(row.tokens) - 1, len(row.tokens)) for row in rows])
+    return run(pack, last, levels)
+
+
+def _actions(subject: Subject, going: Sequence[Going], stations: Mapping[Edit, Station]) -> Actions:
+    """What the edits do to a step, in which every row has one response token."""
+    here = {edit: place for edit, place in stations.items() if _on_response(edit)}
+    rows = [each.row for each in going]
+    return place_edits(subject, rows, here, lambda _, holders: as_tokens(np.array(holders), subject.device))
+
+
+def _step(subject: Subject, going: Sequence[Going], actions: Actions, cache: Cache) -> Tensor:
+    """Last hidden states [n, d] of every row's newest token. Rows that have ended repeat theirs."""
+    at = [len(each.row.tokens) + len(each.tokens) - 1 for each in going]
+    depth = torch.tensor(at, device=subject.device)
+    cache.step(depth, max(at) + 1)
+    ids = torch.tensor([[each.tokens[-1] for each in going]], device=subject.device)
+    return execute(subject, [Level(0, None, None, cache)], actions, ids, depth[None])
+
+
+def _choose(subject: Subject, states: Tensor, going: Sequence[Going], alive: Sequence[int], wish: Wish) -> None:
+    """Give every row that is `alive` its next token, and the token's log p."""
+    logits = subject.head(states[torch.tensor(alive, device=states.device)])
+    if wish.temperature == 0:
+        chosen = logits.argmax(-1)
+    else:
+        draws = torch.stack([each.draws[len(each.tokens)] for each in going]).to(logits.device)
+        chosen = sample((logits / wish.temperature).double().softmax(-1), wish.top_p, draws)
+    logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+    for each, token, logprob in zip(going, chosen.tolist(), logprobs.tolist(), strict=True):
+        each.tokens.append(token)
+        each.logprobs.append(logprob)
+
+
+def sample(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:
+    """Token [n] at quantile `draws` [n] of `probabilities` [n, vocabulary], likeliest tokens first.
+
+    With `top_p` below 1 only the smallest set of likeliest tokens that reaches it takes part.
+    """
+    ordered, tokens = probabilities.sort(stable=True, dim=-1, descending=True)
+    summed = ordered.cumsum(-1)
+    kept = (summed - ordered < top_p).sum(-1, keepdim=True)
+    mass = summed.gather(1, kept - 1)
+    place = torch.searchsorted(summed, draws[:, None] * mass, right=True).minimum(kept - 1)
+    return tokens.gather(1, place)[:, 0]
+
+
+def _ending(subject: Subject, each: Going, wish: Wish) -> Completion | None:
+    """The completion, if the newest token ends it."""
+    n, stopped = len(each.tokens), each.tokens[-1] in subject.eos_ids
+    if wish.stop and not stopped:
+        text = _text(subject, each.tokens)
+        found = [text.index(stop) for stop in wish.stop if stop in text]
+        if found:
+            stopped = True
+            n = max(k for k in range(n + 1) if len(_text(subject, each.tokens[:k])) <= min(found))
+    if stopped or n == wish.max_new_tokens:
+        return Completion(tuple(each.tokens[:n]), tuple(each.logprobs[:n]), stopped)
+    return None
+
+
+def _text(subject: Subject, tokens: Sequence[int]) -> str:
+    text: str = subject.tokenizer.decode(list(tokens), skip_special_tokens=True)
+    return text

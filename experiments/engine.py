@@ -1,0 +1,265 @@
+"""The engine: rows with edits in, log-probabilities, activations and text out.
+
+Rows with different edits share every pass; what they have in common is computed once (see `experiments/packing.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from experiments import decoding
+from experiments.acting import EngineError, Station, alone, is_exclusive, station
+from experiments.edit import Edit, Prompt, Site
+from experiments.forward import Pack, Read, run
+from experiments.packing import Row, chunks, reach
+from experiments.scoring import Options, OptionScores, Scored, Tally, ask, pick
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from experiments.decoding import Completion
+    from experiments.subject import Subject
+
+__all__ = ["Engine", "EngineError", "OptionScores", "Row"]
+
+Pool = Literal["last", "response_mean", "prompt_last"]
+Span = tuple[int, int]
+OnResult = Callable[[int, Any], None]
+CELLS = 4
+"""Cached tokens while generating, as a multiple of the packed tokens of a pass."""
+
+
+class Engine:
+    """Computes over one subject. Safe to call from several threads: calls wait for each other.
+
+    `max_tokens` bounds the packed tokens of a pass, and so its memory. `fired` counts for every edit (the object) the
+    tokens it acted on, as if each row had been computed alone: tokens that rows share count for each of them.
+    """
+
+    def __init__(self, subject: Subject, max_tokens: int = 8192) -> None:
+        if max_tokens < 1:
+            raise EngineError(f"max_tokens is {max_tokens}, must be at least 1")
+        self.subject = subject
+        self.max_tokens = max_tokens
+        self.fired: Counter[Edit] = Counter()
+        self._lock = threading.RLock()
+
+    def option_logprobs(
+        self,
+        rows: Sequence[Row],
+        options: Sequence[Options],
+        top: int = 0,
+        on_result: OnResult | None = None,
+    ) -> list[OptionScores]:
+        """Log-probability that each row goes on with one of the token sequences of each of its options.
+
+        `options[i]` are the options of `rows[i]`. An option's value is the logsumexp over its sequences (-inf for
+        none), in float32 over the whole vocabulary. `top` adds the likeliest next tokens. Raises EngineError.
+        """
+        if len(options) != len(rows):
+            raise EngineError(f"{len(rows)} rows but {len(options)} option sets; one for each row is needed")
+        asked = ask(rows, options)
+        tally = Tally(asked)
+        found: list[OptionScores | None] = [None] * len(rows)
+        with torch.no_grad():
+            for chunk in self._passes(asked.rows, asked.spans):
+                for index, result in tally.add(self.subject, chunk, top):
+                    found[index] = result
+                    if on_result:
+                        on_result(index, result)
+        return [each for each in found if each is not None]
+
+    def next_logits(self, rows: Sequence[Row]) -> Tensor:
+        """Logits of the token behind each row, [n, vocabulary] float32 on the CPU. Raises EngineError."""
+        found: list[Tensor | None] = [None] * len(rows)
+        with torch.no_grad():
+            for chunk in self._passes(rows, [(len(row.tokens) - 1, len(row.tokens)) for row in rows]):
+                logits = self.subject.head(chunk.states)
+                for index, where in zip(chunk.rows, chunk.where, strict=True):
+                    found[index] = logits[where[0]].cpu()
+        return torch.stack([each for each in found if each is not None]) if rows else torch.empty(0, 0)
+
+    def token_logprobs(self, rows: Sequence[Row], on_result: OnResult | None = None) -> list[Tensor]:
+        """Log-probability of every token behind the prompt: [len(tokens) - n_prompt] float32 on the CPU, for each row.
+
+        Raises EngineError, also for rows without a prompt token, whose first token nothing predicts.
+        """
+        _need_prompt(rows)
+        spans = [(row.n_prompt - 1, len(row.tokens) - 1) for row in rows]
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        with torch.no_grad():
+            for chunk in self._passes(rows, spans):
+                targets = [rows[index].tokens[rows[index].n_prompt :] for index in chunk.rows]
+                answers = torch.tensor([token for each in targets for token in each], device=self.subject.device)
+                values = pick(self.subject, chunk.states, torch.cat(chunk.where), answers)[0].cpu()
+                for index, value in zip(chunk.rows, values.split([len(each) for each in targets]), strict=True):
+                    found[index] = value.clone()
+                    if on_result:
+                        on_result(index, found[index])
+        return found
+
+    def generate(
+        self,
+        rows: Sequence[Row],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[str] = (),
+        on_result: OnResult | None = None,
+    ) -> list[Completion]:
+        """Continue each row by at most `max_new_tokens` tokens, until an end-of-turn token or one of the texts `stop`.
+
+        Temperature 0 takes the likeliest token. Otherwise `seeds[i]` decides the tokens of `rows[i]`, whatever other
+        rows there are. Raises EngineError, also for rows that would outgrow the subject's positions.
+        """
+        with self._lock, torch.no_grad():
+            wish = decoding.Wish(max_new_tokens, temperature, top_p, tuple(stop))
+            wish.check(rows, seeds)
+            self._check(rows, room=max_new_tokens)
+            found: list[Completion | None] = [None] * len(rows)
+            for indices, stations in self._chunks(rows, cells=CELLS * self.max_tokens, extra=max_new_tokens):
+                own = [rows[index] for index in indices]
+                chosen = [seeds[index] for index in indices] if seeds is not None else [0] * len(own)
+                for place, result in decoding.decode(self.subject, own, stations, wish, chosen, self.fired):
+                    found[indices[place]] = result
+                    if on_result:
+                        on_result(indices[place], result)
+        return [each for each in found if each is not None]
+
+    def activations(self, rows: Sequence[Row], sites: Sequence[Site], pool: Pool) -> dict[Site, Tensor]:
+        """What each row has at each site, [n, d] float32 on the CPU, edits included; layers above are not computed.
+
+        `pool`: "last" token, "prompt_last" token, or "response_mean" over the tokens behind the prompt. Raises
+        EngineError, also for rows that lack such tokens.
+        """
+        spans = [_pooled(row, pool) for row in rows]
+        points = {site: self.subject.point(site) for site in sites}
+        out = {site: torch.zeros(len(rows), point.width) for site, point in points.items()}
+        if not rows or not sites:
+            return out
+        last_layer = max(site.layer for site in sites)
+        with self._lock, torch.no_grad():
+            self._check(rows)
+            for indices, stations in self._chunks(rows):
+                pack = Pack(self.subject, [rows[index] for index in indices], stations, last_layer=last_layer)
+                sizes = [spans[index][1] - spans[index][0] for index in indices]
+                for site, point in points.items():
+                    whole = point.module is self.subject.blocks[site.layer] and point.side == "output"
+                    place = Station(point.module, point.side, point.part, site.layer + whole)
+                    index = pack.ranges(place.fork, [spans[index] for index in indices])
+                    keep = partial(_mean_into, out[site], indices, sizes)
+                    pack.reads.append(Read(place, torch.from_numpy(index).to(self.subject.device), keep))
+                run(pack)
+                self._count(pack)
+        return out
+
+    def forward(self, rows: Sequence[Row], positions: Sequence[range]) -> Tensor:
+        """Last hidden states (what `subject.head` reads) of each `rows[i]` at `positions[i]`, concatenated: [k, d].
+
+        One pass, whatever its size. Differentiable with respect to the tensors of the edits. Raises EngineError.
+        """
+        spans = [(where.start, where.stop) for where in positions]
+        with self._lock:
+            self._check(rows)
+            if any(not 0 <= start <= stop <= len(row.tokens) for row, (start, stop) in zip(rows, spans, strict=True)):
+                raise EngineError(f"positions {spans} reach outside the rows")
+            parts: list[Tensor] = [torch.empty(0)] * len(rows)
+            for indices, stations in self._chunks(rows, inf):
+                pack = Pack(self.subject, [rows[index] for index in indices], stations)
+                states = run(pack, pack.ranges(self.subject.n_layers, [spans[index] for index in indices]))
+                self._count(pack)
+                sizes = [spans[index][1] - spans[index][0] for index in indices]
+                for index, part in zip(indices, states.split(sizes), strict=True):
+                    parts[index] = part
+        return torch.cat(parts)
+
+    def _passes(self, rows: Sequence[Row], spans: Sequence[Span]) -> Iterator[Scored]:
+        """Last hidden states of `rows[i]` at positions `spans[i]`, chunk by chunk."""
+        with self._lock:
+            self._check(rows)
+            for indices, stations in self._chunks(rows):
+                pack = Pack(self.subject, [rows[index] for index in indices], stations)
+                wanted = [spans[index] for index in indices]
+                flat, where = np.unique(pack.ranges(self.subject.n_layers, wanted), return_inverse=True)
+                states = run(pack, flat)
+                self._count(pack)
+                places = torch.from_numpy(where).to(self.subject.device).split([stop - at for at, stop in wanted])
+                yield Scored(indices, states, list(places))
+
+    def _chunks(
+        self, rows: Sequence[Row], max_tokens: float | None = None, cells: float = inf, extra: int = 0
+    ) -> Iterator[tuple[list[int], dict[Edit, Station]]]:
+        """Indices of rows that fit in one pass, and the stations of their edits; the model is theirs meanwhile."""
+        groups: dict[tuple[Edit, ...], list[int]] = defaultdict(list)
+        edits = dict.fromkeys(edit for row in rows for edit in row.edits if not isinstance(edit, Prompt))
+        exclusive = {edit for edit in edits if is_exclusive(self.subject, edit)}
+        stations = {edit: station(self.subject, edit) for edit in edits if edit not in exclusive}
+        for index, row in enumerate(rows):
+            groups[tuple(edit for edit in row.edits if edit in exclusive)].append(index)
+        for own, members in groups.items():
+            held = {edit for index in members for edit in rows[index].edits}
+            forks: dict[Edit, int] = {edit: place.fork for edit, place in stations.items() if edit in held}
+            with alone(self.subject, own):
+                own_rows = [rows[index] for index in members]
+                for chunk in chunks(own_rows, forks, max_tokens or self.max_tokens, cells, extra):
+                    indices = [members[place] for place in chunk]
+                    here = {edit for index in indices for edit in rows[index].edits}
+                    yield indices, {edit: place for edit, place in stations.items() if edit in here}
+
+    def _check(self, rows: Sequence[Row], room: int = 0) -> None:
+        limit = self.subject.model.config.max_position_embeddings
+        for index, row in enumerate(rows):
+            if not row.tokens:
+                raise EngineError(f"row {index} is empty; at least one token is needed")
+            if not 0 <= row.n_prompt <= len(row.tokens):
+                raise EngineError(f"row {index}: n_prompt is {row.n_prompt}, must be 0 to {len(row.tokens)}")
+            if len(row.tokens) + room > limit:
+                size = f"{len(row.tokens)} tokens" + (f" and {room} new ones" if room else "")
+                raise EngineError(f"row {index} has {size}; the subject has {limit} positions: shorten the text")
+
+    def _count(self, pack: Pack) -> None:
+        last = self.subject.n_layers if pack.last_layer is None else pack.last_layer + 1
+        for row in pack.rows:
+            for edit in row.edits:
+                if not isinstance(edit, Prompt) and (edit not in pack.stations or pack.stations[edit].fork <= last):
+                    start, stop = reach(edit, row)
+                    self.fired[edit] += max(0, stop - start)
+
+
+def _need_prompt(rows: Sequence[Row]) -> None:
+    for index, row in enumerate(rows):
+        if row.n_prompt < 1:
+            raise EngineError(f"row {index}: n_prompt is {row.n_prompt}; at least one prompt token is needed to score")
+
+
+def _pooled(row: Row, pool: Pool) -> Span:
+    spans = {
+        "last": (len(row.tokens) - 1, len(row.tokens)),
+        "prompt_last": (row.n_prompt - 1, row.n_prompt),
+        "response_mean": (row.n_prompt, len(row.tokens)),
+    }
+    if pool not in spans:
+        raise EngineError(f"pool {pool!r}; allowed: {', '.join(spans)}")
+    start, stop = spans[pool]
+    if not 0 <= start < stop:
+        raise EngineError(
+            f"pool {pool!r} of a row of {len(row.tokens)} tokens, {row.n_prompt} of them prompt: there are none"
+        )
+    return start, stop
+
+
+def _mean_into(out: Tensor, rows: Sequence[int], sizes: Sequence[int], values: Tensor) -> None:
+    """out[rows[i]] = mean of the i-th piece, of `sizes[i]` rows, of `values` [sum(sizes), d]."""
+    values = values.float().cpu()
+    owner = torch.repeat_interleave(torch.tensor(rows), torch.tensor(sizes))
+    out.index_add_(0, owner, values)
+    out[rows] /= torch.tensor(sizes)[:, None]

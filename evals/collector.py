@@ -1,7 +1,7 @@
 """One thread per engine that gathers the requests of all running samples, tasks and doses, and sends them as one call.
 
-The engine is fast when it sees everything at once: equal prefixes of all doses' questions are computed once. So the thread waits until no
-request has come for `QUIET` seconds (every sample in flight has then asked) or `MOST` are waiting.
+The engine is fast when it sees everything at once: equal prefixes of all doses' questions are computed once. So the
+thread waits until no request has come for `QUIET` seconds (every sample in flight has then asked) or `MOST` are waiting.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ OnResult = Callable[[int, Any], None]
 OptionTokens = Mapping[str, tuple[tuple[int, ...], ...]]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Request:
     """One row for one of the engine's verbs. Requests with equal `call` may share a call."""
 
@@ -33,8 +32,32 @@ class Request:
     row: Row
     call: tuple[Hashable, ...]
     options: OptionTokens | None = None
-    seed: int | None = None
-    future: Future[Any] = field(default_factory=Future)
+    seed: int = 0
+
+
+class Ticket:
+    """Requests that were submitted together; `future` has their results once all are there, or the first error."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.future: Future[list[Any]] = Future()
+        self._results: list[Any] = [None] * len(requests)
+        self._left = set(range(len(requests)))
+
+    def result(self, index: int, value: Any) -> None:
+        """Fill in one result; a second one for the same request is ignored (a retried batch repeats what it had)."""
+        if index in self._left and not self.future.done():
+            self._left.remove(index)
+            self._results[index] = value
+            if not self._left:
+                self.future.set_result(self._results)
+
+    def fail(self, error: Exception) -> None:
+        """Fail all of them."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+Waiting = tuple[Request, Ticket, int]
 
 
 class Collector:
@@ -43,19 +66,23 @@ class Collector:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self._waiting: list[Request] = []
+        self._waiting: list[Waiting] = []
         self._last = 0.0
         self._running = False
 
-    def submit(self, request: Request) -> Future[Any]:
-        """Queue a request; its future gets the engine's result for this row, or the engine's error."""
+    def submit(self, requests: Sequence[Request]) -> Future[list[Any]]:
+        """Queue requests; the future gets the engine's results in their order, or the engine's error."""
+        ticket = Ticket(requests)
+        if not requests:
+            ticket.future.set_result([])
+            return ticket.future
         with self._lock:
-            self._waiting.append(request)
+            self._waiting.extend((request, ticket, index) for index, request in enumerate(requests))
             self._last = time.monotonic()
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._run, name="orch-collector", daemon=True).start()
-        return request.future
+        return ticket.future
 
     def _run(self) -> None:
         while True:
@@ -65,8 +92,11 @@ class Collector:
                 if not batch:
                     self._running = False
                     return
-            for _, group in groupby(sorted(batch, key=lambda r: repr(r.call)), key=lambda r: repr(r.call)):
-                self._send(list(group))
+            groups: dict[tuple[Hashable, ...], list[Waiting]] = {}
+            for waiting in batch:
+                groups.setdefault(waiting[0].call, []).append(waiting)
+            for group in groups.values():
+                self._send(group)
 
     def _settle(self) -> None:
         """Return when requests have stopped coming."""
@@ -76,39 +106,36 @@ class Collector:
                 return
             time.sleep(QUIET - silence)
 
-    def _send(self, batch: Sequence[Request]) -> None:
+    def _send(self, batch: Sequence[Waiting]) -> None:
         """One call for the batch. When it fails and holds several arms, each arm is tried alone, so that only the arm
         whose edits or rows cannot be computed is lost."""
         try:
             self._call(batch)
         except Exception as error:
-            left = [request for request in batch if not request.future.done()]
-            arms = {request.arm for request in batch}
-            if len(arms) == 1:
-                for request in left:
-                    request.future.set_exception(error)
+            left = [waiting for waiting in batch if not waiting[1].future.done()]
+            arms = sorted({request.arm for request, _, _ in left})
+            if len({request.arm for request, _, _ in batch}) == 1:
+                for _, ticket, _ in left:
+                    ticket.fail(error)
                 return
-            for arm in sorted(arms):
-                alone = [request for request in left if request.arm == arm]
-                if alone:
-                    self._send(alone)
+            for arm in arms:
+                self._send([waiting for waiting in left if waiting[0].arm == arm])
 
-    def _call(self, batch: Sequence[Request]) -> None:
+    def _call(self, batch: Sequence[Waiting]) -> None:
         def on_result(index: int, result: Any) -> None:
-            if not batch[index].future.done():
-                batch[index].future.set_result(result)
+            _, ticket, place = batch[index]
+            ticket.result(place, result)
 
-        rows = [request.row for request in batch]
-        verb, *rest = batch[0].call
+        rows = [request.row for request, _, _ in batch]
+        verb, *rest = batch[0][0].call
         if verb == "options":
-            results: Sequence[Any] = self._engine.option_logprobs(
-                rows, [request.options or {} for request in batch], top=rest[0], on_result=on_result
-            )
+            options = [request.options or {} for request, _, _ in batch]
+            results: Sequence[Any] = self._engine.option_logprobs(rows, options, top=rest[0], on_result=on_result)
         elif verb == "tokens":
             results = self._engine.token_logprobs(rows, on_result=on_result)
         else:
             max_new_tokens, temperature, top_p, stop = rest
-            seeds = [request.seed or 0 for request in batch]
+            seeds = [request.seed for request, _, _ in batch]
             results = self._engine.generate(
                 rows, max_new_tokens, temperature=temperature, top_p=top_p, seeds=seeds, stop=stop, on_result=on_result
             )

@@ -41,6 +41,7 @@ class Answer:
     log: Path | None
     seconds: float
     samples: int
+    questions: int
     tokens: int
     error: str | None = None
 
@@ -101,17 +102,17 @@ def run(built: inspect_ai.Task, arms: Sequence[Arm], logs: Path) -> list[EvalLog
 
 def answer(arm: Arm, log: EvalLog | None, folder: Path) -> Answer:
     """Move the arm's log to its folder."""
+    asked = provider.arm(arm.key).asked
     if log is None:
-        return Answer(arm.key, None, 0.0, 0, 0, f"inspect gave no log for orch/{arm.key}")
+        return Answer(arm.key, None, 0.0, 0, *asked, f"inspect gave no log for orch/{arm.key}")
     path = folder / LOG_NAME
     folder.mkdir(parents=True, exist_ok=True)
     shutil.move(log.location.removeprefix("file://"), path)
     error = None
     if log.status != "success":
         error = log.error.message if log.error else f"the eval's status is {log.status}"
-    usage = log.stats.model_usage.values()
     samples = log.results.completed_samples if log.results else 0
-    return Answer(arm.key, path, elapsed(log), samples, sum(use.total_tokens for use in usage), error)
+    return Answer(arm.key, path, elapsed(log), samples, *asked, error)
 
 
 def elapsed(log: EvalLog) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from inspect_ai.log import transcript
 from inspect_ai.model import (
     ChatMessage,
     ChatMessageAssistant,
@@ -73,17 +74,22 @@ class Reply:
 
 def read(question: Question, output: ModelOutput) -> Reply:
     """The reply in a model's output, exact where the provider scored the options itself."""
-    scored = (output.metadata or {}).get("options")
-    if scored is not None:
-        top = (output.metadata or {}).get("top", [])
-        missing = [name for name in question.options if scored.get(name) is None]
-        problem = f"the log-probabilities of {', '.join(missing)} are not finite" if missing else None
-        return Reply(question.name, {name: scored.get(name) for name in question.options}, top=top, problem=problem)
+    metadata = output.metadata or {}
+    if "options" in metadata:
+        return exact(question, metadata)
     logprobs = output.choices[0].logprobs if output.choices else None
     if logprobs is None or not logprobs.content or not logprobs.content[0].top_logprobs:
         problem = "the provider gave no top log-probabilities, so nothing can be read off"
         return Reply(question.name, dict.fromkeys(question.options), exact=False, problem=problem)
     return from_top(question, logprobs)
+
+
+def exact(question: Question, scored: Mapping[str, Any]) -> Reply:
+    """The reply of a provider that scored the options itself."""
+    values = {name: scored["options"].get(name) for name in question.options}
+    missing = [name for name, value in values.items() if value is None]
+    problem = f"the log-probabilities of {', '.join(missing)} are not finite" if missing else None
+    return Reply(question.name, values, top=scored.get("top", []), problem=problem)
 
 
 def from_top(question: Question, logprobs: Logprobs) -> Reply:
@@ -122,16 +128,23 @@ async def ask(questions: Iterable[Question], model: Model | None = None) -> list
     """All replies, asked at once. A failed request raises: a sample with half its questions has no score."""
     asked = list(questions)
     model = model or get_model()
+    together = getattr(model.api, "score_options", None)
+    if together is not None:
+        scored = await together([question.messages() for question in asked])
+        return [exact(question, one) for question, one in zip(asked, scored, strict=True)]
     outputs = await asyncio.gather(*(model.generate(question.messages(), config=CONFIG) for question in asked))
     return [read(question, output) for question, output in zip(asked, outputs, strict=True)]
 
 
 async def ask_into(state: TaskState, questions: Iterable[Question]) -> TaskState:
-    """Ask, keep the replies in `state.metadata["replies"]`, and show the likelier options as the sample's output."""
-    found = await ask(questions)
+    """Ask, keep the replies in `state.metadata["replies"]`, show the questions in the transcript and the likelier options
+    as the sample's output."""
+    asked = list(questions)
+    found = await ask(asked)
     state.metadata["replies"] = [asdict(reply) for reply in found]
-    best = [max((v, k) for k, v in r.logprobs.items() if v is not None)[1] if not r.problem else "-" for r in found]
-    state.output = ModelOutput.from_content(str(state.model), " ".join(best))
+    transcript().info({question.name: question.text for question in asked}, source="each asked on its own")
+    best = [max(((v, k) for k, v in r.logprobs.items() if v is not None), default=(0, "-"))[1] for r in found]
+    state.output = ModelOutput.from_content(str(state.model), ", ".join(best))
     return state
 
 

@@ -34,6 +34,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from evals.collector import OptionTokens, Request, collector
 from experiments.edit import Edit, Prompt, prompt_of
 from experiments.engine import Row
+from experiments.subject import Rendered
 
 if TYPE_CHECKING:
     from experiments.engine import Engine
@@ -47,14 +48,16 @@ class ProviderError(ValueError):
 
 
 class Registered(NamedTuple):
-    """An arm: the engine, the edits of a forward pass, and the change of the text (if any)."""
+    """An arm: the engine, the edits of a forward pass, the change of the text, and [questions, tokens] asked so far."""
 
     engine: Engine
     edits: tuple[Edit, ...]
     prompt: Prompt
+    asked: list[int]
 
 
 _ARMS: dict[str, Registered] = {}
+_RENDERED: dict[tuple[Any, ...], Rendered] = {}
 _OPTION_TOKENS: dict[tuple[int, str, str], OptionTokens] = {}
 
 
@@ -63,7 +66,7 @@ def register(key: str, engine: Engine, edits: Sequence[Edit]) -> None:
     if key in _ARMS:
         raise ProviderError(f"orch/{key} is registered already; keys are content hashes, so register an arm once")
     prompt = prompt_of(edits) or Prompt()
-    _ARMS[key] = Registered(engine, tuple(edit for edit in edits if not isinstance(edit, Prompt)), prompt)
+    _ARMS[key] = Registered(engine, tuple(edit for edit in edits if not isinstance(edit, Prompt)), prompt, [0, 0])
 
 
 def unregister(key: str) -> None:
@@ -71,6 +74,7 @@ def unregister(key: str) -> None:
     del _ARMS[key]
     if not _ARMS:
         _OPTION_TOKENS.clear()
+        _RENDERED.clear()
 
 
 def arm(key: str) -> Registered:
@@ -110,35 +114,37 @@ class OrchAPI(ModelAPI):
             raise ProviderError("orch models call no tools; remove the tools from the task")
         if config.cache:
             raise ProviderError("inspect's cache does not know about edits; turn it off for orch models")
-        messages = [{"role": message.role, "content": message.text} for message in input]
-        rendered = render(found, messages)
+        rendered = render(found, plain(input))
         row = Row(rendered.tokens, rendered.n_prompt, found.edits)
-        options = options_of(input)
-        if options is not None:
-            return await self._options(found, row, options, messages)
+        if options_of(input) is not None:
+            (scored,) = await self.score_options([input])
+            return self._output(likeliest(scored["options"]), row, 1, metadata=scored)
         if config.prompt_logprobs is not None:
             return await self._tokens(found, row)
         return await self._sample(found, row, config)
 
-    async def _options(
-        self, found: Registered, row: Row, options: dict[str, dict[str, list[str]]], messages: list[dict[str, str]]
-    ) -> ModelOutput:
-        tokens = option_tokens(found.engine, options, messages)
-        scores = await self._ask(found, Request(self.model_name, row, ("options", TOP), options=tokens))
-        values = {name: finite(scores.logprobs[name]) for name in options}
-        likeliest = (
-            max((value, name) for name, value in values.items() if value is not None)[1]
-            if any(value is not None for value in values.values())
-            else "-"
-        )
-        shown = found.engine.subject.tokenizer.batch_decode([[token] for token, _ in scores.top])
-        top = [[text, finite(round(float(p), 3))] for text, (_, p) in zip(shown, scores.top, strict=True)]
-        return self._output(likeliest, row, 1, metadata={"options": values, "top": top})
+    async def score_options(self, conversations: Sequence[Sequence[ChatMessage]]) -> list[dict[str, Any]]:
+        """`{"options": {name: log p}, "top": [[text, log p]]}` of every conversation, asked together.
+
+        The same numbers as one `generate()` each, without the cost of an inspect request for each.
+        """
+        found = arm(self.model_name)
+        requests = []
+        for conversation in conversations:
+            messages = plain(conversation)
+            options = options_of(conversation)
+            if options is None:
+                raise ProviderError("a question without options metadata; forced choice needs them")
+            rendered = render(found, messages)
+            row = Row(rendered.tokens, rendered.n_prompt, found.edits)
+            tokens = option_tokens(found.engine, options, messages)
+            requests.append(Request(self.model_name, row, ("options", TOP), options=tokens))
+        return [shown(found, scores) for scores in await self._ask(found, requests)]
 
     async def _tokens(self, found: Registered, row: Row) -> ModelOutput:
         if row.n_prompt == len(row.tokens):
             raise ProviderError("prompt_logprobs needs a conversation that ends with the assistant's words")
-        values = await self._ask(found, Request(self.model_name, row, ("tokens",)))
+        (values,) = await self._ask(found, [Request(self.model_name, row, ("tokens",))])
         logprobs = sampled(found.engine, row.tokens[row.n_prompt :], values.tolist())
         return self._output("", row, 1, prompt_logprobs=logprobs, metadata={"response_tokens": len(logprobs.content)})
 
@@ -148,14 +154,16 @@ class OrchAPI(ModelAPI):
         limit = config.max_tokens or MAX_NEW_TOKENS
         call = ("generate", limit, temperature, top_p, tuple(config.stop_seqs or ()))
         seed = config.seed if config.seed is not None else implied_seed(row.tokens)
-        completion = await self._ask(found, Request(self.model_name, row, call, seed=seed))
+        (completion,) = await self._ask(found, [Request(self.model_name, row, call, seed=seed)])
         text = found.engine.subject.tokenizer.decode(list(completion.tokens), skip_special_tokens=True)
         logprobs = sampled(found.engine, completion.tokens, list(completion.logprobs)) if config.logprobs else None
         reason = "stop" if completion.stopped else "max_tokens"
         return self._output(text, row, len(completion.tokens), stop_reason=reason, logprobs=logprobs)
 
-    async def _ask(self, found: Registered, request: Request) -> Any:
-        return await asyncio.wrap_future(collector(found.engine).submit(request))
+    async def _ask(self, found: Registered, requests: Sequence[Request]) -> list[Any]:
+        found.asked[0] += len(requests)
+        found.asked[1] += sum(len(request.row.tokens) for request in requests)
+        return await asyncio.wrap_future(collector(found.engine).submit(requests))
 
     def _output(
         self, text: str, row: Row, n_out: int, metadata: dict[str, Any] | None = None, **choice: Any
@@ -191,10 +199,31 @@ class OrchAPI(ModelAPI):
         return False
 
 
-def render(found: Registered, messages: list[dict[str, str]]) -> Any:
-    """Tokens of a conversation under the arm's Prompt."""
-    prompt = found.prompt
-    return found.engine.subject.render(messages, system=prompt.system, prefix=prompt.prefix or "")
+def plain(conversation: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    """Roles and texts."""
+    return [{"role": message.role, "content": message.text} for message in conversation]
+
+
+def render(found: Registered, messages: list[dict[str, str]]) -> Rendered:
+    """Tokens of a conversation under the arm's Prompt. Arms with the same Prompt share the work."""
+    prompt, turns = found.prompt, tuple((message["role"], message["content"]) for message in messages)
+    cached = (id(found.engine), prompt.system, prompt.prefix, turns)
+    if cached not in _RENDERED:
+        subject = found.engine.subject
+        _RENDERED[cached] = subject.render(messages, system=prompt.system, prefix=prompt.prefix or "")
+    return _RENDERED[cached]
+
+
+def shown(found: Registered, scores: Any) -> dict[str, Any]:
+    """The engine's scores as values a log can hold."""
+    texts = found.engine.subject.tokenizer.batch_decode([[token] for token, _ in scores.top])
+    top = [[text, finite(round(float(value), 3))] for text, (_, value) in zip(texts, scores.top, strict=True)]
+    return {"options": {name: finite(value) for name, value in scores.logprobs.items()}, "top": top}
+
+
+def likeliest(options: dict[str, float | None]) -> str:
+    """Name of the option with the highest log-probability; `-` when none has one."""
+    return max(((value, name) for name, value in options.items() if value is not None), default=(0.0, "-"))[1]
 
 
 def options_of(input: Sequence[ChatMessage]) -> dict[str, dict[str, list[str]]] | None:

@@ -91,7 +91,7 @@ def _variants(role: str, raw: Mapping[str, Any], path: SpecPath, folder: Path | 
             raise SpecError(
                 Problem(path, f"the same data twice once the grid is written out: {point.axes}; leave one out")
             )
-        result.append(DataVariant(point.settings, identity, suffix if len(points) > 1 else ""))
+        result.append(DataVariant(point.settings, identity, suffix.strip() if len(points) > 1 else ""))
     return result
 
 

@@ -1,0 +1,32 @@
+"""Every spec in the folder can be read and planned: targets, settings and data files included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import spec
+from experiments.spec import SubjectSpec
+from orchestrator.plan import plan
+
+FOLDER = Path(spec.__file__).parent / "specs"
+
+
+def identify(subject: SubjectSpec) -> dict[str, Any]:
+    """Instead of the subject's files, which need not be on this machine."""
+    return {"model": subject.model, "dtype": subject.dtype, "system": subject.system}
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_the_spec_is_read_and_planned_without_a_warning(path: Path) -> None:
+    experiment, _ = spec.load(path)
+    made = plan(experiment, identify)
+    assert made.compare in made.nodes
+    assert {one.trial.baseline for one in made.trials} == {True, False}
+    assert experiment.warnings() == []
+
+
+def test_there_are_specs_to_read() -> None:
+    assert (FOLDER / "quickstart.yaml").is_file()

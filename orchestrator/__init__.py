@@ -2,4 +2,4 @@
 
 import os
 
-os.environ.setdefault("RAY_AUTH_MODE", "token")  # before anything imports ray: half of its own entry points leave it off
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # before ray is imported: half of its own entry points leave it off

@@ -1,4 +1,4 @@
-"""`orch`: one command line for people and agents. Wrong use is one message and exit code 2; a defect has a traceback."""
+"""`orch`: one command line for people and agents. Wrong use is one message and exit code 2; a defect, a traceback."""
 
 from __future__ import annotations
 

@@ -52,7 +52,6 @@ def connected(address: str | None, *, dashboard: bool = True, cpus: int | None =
     """
     secure_token()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    options["runtime_env"] = {"env_vars": passed_on()}
     if address is None:
         options |= {
             "address": "local",

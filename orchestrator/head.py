@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from orchestrator.access import secure_token
+from orchestrator.access import secure_token, token_path
 from orchestrator.resources import ClusterError
 
 SECONDS_TO_START = 60.0
@@ -28,14 +28,19 @@ class Head:
 
 
 def folder() -> Path:
-    """Where the head keeps its sessions and this module its note; short, because sockets live below it."""
+    """Where the head keeps its sessions; short, because sockets live below it."""
     return Path(f"/tmp/orch-head-{os.getuid()}")
+
+
+def _note() -> Path:
+    """What `start` remembers: beside the token, where no other user can write."""
+    return token_path().parent / "orch-head.json"
 
 
 def running() -> Head | None:
     """The head that `start` left running, if it still does."""
     try:
-        head = Head(**json.loads((folder() / "head.json").read_text()))
+        head = Head(**json.loads(_note().read_text()))
     except FileNotFoundError:
         return None
     return head if _alive(head.pid) else None
@@ -47,16 +52,16 @@ def start() -> Head:
         return head
     secure_token()
     folder().mkdir(mode=0o700, exist_ok=True)
-    note = folder() / "ray_current_cluster"
-    note.unlink(missing_ok=True)
+    written = folder() / "ray_current_cluster"
+    written.unlink(missing_ok=True)
     log = folder() / "head.log"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += ["--port=0", f"--temp-dir={folder()}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-    address = _address(process, note, log)
+    address = _address(process, written, log)
     head = Head(process.pid, address)
-    (folder() / "head.json").write_text(json.dumps(asdict(head)))
+    _note().write_text(json.dumps(asdict(head)))
     return head
 
 
@@ -71,17 +76,17 @@ def stop() -> Head | None:
         if time.monotonic() > deadline:
             raise ClusterError(f"process {head.pid} does not stop; end it with: kill -9 {head.pid}")
         time.sleep(0.2)
-    (folder() / "head.json").unlink(missing_ok=True)
+    _note().unlink(missing_ok=True)
     return head
 
 
-def _address(process: subprocess.Popen[bytes], note: Path, log: Path) -> str:
+def _address(process: subprocess.Popen[bytes], written: Path, log: Path) -> str:
     """Wait until Ray has written the address of the new cluster."""
     deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
-        if note.exists() and (address := note.read_text().strip()):
+        if written.exists() and (address := written.read_text().strip()):
             return address
         time.sleep(0.2)
     else:

@@ -74,6 +74,7 @@ class Bars:
     """A bar for each stage, with items and the time that is left."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
 
@@ -84,7 +85,7 @@ class Bars:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
-            transient=False,
+            console=Console(stderr=True),
         )
         self.tasks: dict[str, TaskID] = {
             stage: self.rich.add_task(NOUNS[stage], total=count, note="")

@@ -24,7 +24,7 @@ class Ask:
             share = self.gpus if self.gpus >= 1 else 1 / self.gpus
             if abs(share - round(share)) > 1e-6:
                 raise ClusterError(
-                    f"--gpus {self.gpus}; allowed: whole numbers, or one GPU divided evenly (0.5, 0.25, 0.2): "
+                    f"resources.gpu: {self.gpus}; allowed: whole numbers, or one GPU divided evenly (0.5, 0.25, 0.2): "
                     "Ray cannot place other fractions reliably"
                 )
 
@@ -62,5 +62,5 @@ def check(ask: Ask, nodes: Sequence[Mapping[str, float]]) -> None:
     )
     raise ClusterError(
         f"no node of the cluster can hold one worker with {wants or 'CPU 1'}; the nodes have: {has or 'nothing'}; "
-        "ask for less with --cpus, --gpus or --memory"
+        "ask for less under `resources` in the spec"
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.canonical import canonical
+from orchestrator.gather import comparison
 from orchestrator.storage import StoreError, full_disk
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from orchestrator.plan import Node
     from orchestrator.workspace import Workspace
 
-EXAMPLES, STATE, LOG, ITEMS, ROWS = "examples.jsonl", "state.safetensors", "answer.eval", "items.json", "rows.json"
+EXAMPLES, STATE, LOG = "examples.jsonl", "state.safetensors", "answer.eval"
+ITEMS, FINDINGS = "items.json", "findings.json"
 
 
 class WorkerLost(RuntimeError):
@@ -270,7 +272,18 @@ def _score(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Ou
 
 
 def _compare(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
-    raise RuntimeError("filled in when evals.compare lands")
+    from evals import compare, findings, items
+
+    def items_of(key: str) -> Sequence[items.Item]:
+        return items.load(store.folder(key) / ITEMS)
+
+    def work(node: Node, draft: Publication) -> int:
+        found = compare.compare(comparison(node.params, node.inputs, items_of))
+        findings.save(found, draft.folder / FINDINGS)
+        draft.outputs |= {"rows": len(found.rows), "points": len(found.points)}
+        return 0
+
+    return _each(nodes, store, work)
 
 
 def _asks_alike(node: Node) -> Hashable:

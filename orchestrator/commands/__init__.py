@@ -1,1 +1,1 @@
-"""The commands of `orch`, one subject a file. Heavy imports stay inside the functions: `orch --help` is for humans too."""
+"""The commands of `orch`, one subject a file. Heavy imports stay inside the functions: `orch --help` is quick."""

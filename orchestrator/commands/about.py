@@ -16,23 +16,10 @@ if TYPE_CHECKING:
 
 @click.command()
 def schema() -> None:
-    """Print the JSON schema of a spec, every field with its description."""
-    from experiments.spec import Experiment
+    """Print the JSON schema of a spec, every method and recipe with its settings."""
+    from experiments.schema import schema as of_specs
 
-    document = Experiment.model_json_schema()
-    document["$defs"] = document.get("$defs", {}) | {
-        f"{kind}.{name}": cls.model_json_schema() for kind, name, cls in _plugins()
-    }
-    click.echo(json.dumps(document, indent=2))
-
-
-def _plugins() -> list[tuple[str, str, type[BaseModel]]]:
-    """Every method and data recipe with its settings."""
-    from experiments import dataset, intervention, plugin
-
-    methods = [("method", name, intervention.method(name)) for name in plugin.names("experiments.interventions")]
-    recipes = [("recipe", name, dataset.recipe(name)) for name in plugin.names("experiments.datasets")]
-    return [*methods, *recipes]
+    click.echo(json.dumps(of_specs(), indent=2))
 
 
 @click.command()
@@ -96,13 +83,11 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console(markup=False, highlight=False).print(table)
+        (_, name), *others = row.items()
+        click.echo(click.style(name, bold=True))
+        for field, value in others:
+            click.echo(click.wrap_text(str(value), 110, f"  {field + ':':<11}", " " * 13))
 
 
 @click.command()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan
     from orchestrator.status import NodeStatus
 
+STAGES = ("dataset", "fit", "answer", "score", "compare")
 MOST_LINES = 40
 """Nodes of one stage that are shown; `--all` shows every one, and JSON always does."""
 
@@ -67,8 +68,10 @@ def _document(planned: Plan, states: Sequence[NodeStatus]) -> dict[str, Any]:
 def describe(planned: Plan, states: Sequence[NodeStatus], most: int | None) -> list[str]:
     """A line a node under a line a stage, and the sum."""
     lines = []
-    for stage in dict.fromkeys(one.node.stage for one in states):
+    for stage in STAGES:
         of_stage = [one for one in states if one.node.stage == stage]
+        if not of_stage:
+            continue
         lines.append(f"{stage}: {told(of_stage)}")
         lines += [f"  {one.state:<13} {one.node.name}{_dose(one)}  {one.why}" for one in of_stage[:most]]
         if most is not None and len(of_stage) > most:

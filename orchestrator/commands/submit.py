@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from orchestrator.artifact import Store
     from orchestrator.plan import Plan
     from orchestrator.run import Executor, Summary
+
+Say = Callable[[str], None]
+Executors = Callable[[], contextlib.AbstractContextManager["Executor"]]
 
 MOST_FAILURES = 10
 """Failed nodes that are named at the end; all are in the store."""
@@ -61,7 +64,7 @@ def submit_command(
     if local and (address or detach):
         raise click.UsageError("--local runs in this process: leave out --address and --detach")
     experiment, _ = load(spec)
-    say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
+    say = _nothing if quiet else _to_stderr
     for warning in experiment.warnings():
         say(f"note: {warning}")
     planned = plan(experiment)
@@ -70,7 +73,7 @@ def submit_command(
         return
     signal.signal(signal.SIGTERM, _interrupt)
     place = Store(store)
-    with place.lock(experiment.name, lambda text: click.echo(text, err=True)):
+    with place.lock(experiment.name, _to_stderr):
         if fresh:
             for key in planned.nodes:
                 place.discard(key)
@@ -81,35 +84,41 @@ def submit_command(
         sys.exit(1)
 
 
+def _nothing(text: str) -> None:
+    """For --quiet."""
+
+
+def _to_stderr(text: str) -> None:
+    click.echo(text, err=True)
+
+
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def run_missing(planned: Plan, store: Store, executor: Any, quiet: bool, say: Any) -> Summary | None:
+def run_missing(planned: Plan, store: Store, executor: Executors, quiet: bool, say: Say) -> Summary | None:
     """Run every node without a record; None when there is none, and then nothing was started."""
     from orchestrator.status import status
 
     missing = [one.node for one in status(planned, store) if one.state != "have"]
-    say(
-        f"{planned.experiment.name}: {len(planned.trials):,} trials, {len(planned.nodes):,} nodes, {len(missing):,} to run"
-    )
+    name, trials, nodes = planned.experiment.name, len(planned.trials), len(planned.nodes)
+    say(f"{name}: {trials:,} trials, {nodes:,} nodes, {len(missing):,} to run")
     if not missing:
         return None
     from orchestrator.progress import progress
     from orchestrator.run import walk
 
-    with executor() as where:
-        meter = progress(
-            missing, terminal=sys.stderr.isatty(), quiet=quiet, write=lambda text: click.echo(text, err=True)
-        )
-        with meter as tell:
-            summary = walk(missing, store, where, tell)
+    meter = progress(missing, terminal=sys.stderr.isatty(), quiet=quiet, write=_to_stderr)
+    with executor() as where, meter as tell:
+        summary = walk(missing, store, where, tell)
     for line in _told(summary):
-        click.echo(line, err=True)
+        _to_stderr(line)
     return summary
 
 
-def _where(experiment: Experiment, store: Store, address: str | None, local: bool, dashboard: bool, say: Any) -> Any:
+def _where(
+    experiment: Experiment, store: Store, address: str | None, local: bool, dashboard: bool, say: Say
+) -> Executors:
     """A context that gives the executor: this process, or Ray."""
 
     @contextlib.contextmanager
@@ -154,7 +163,8 @@ def _told(summary: Summary) -> list[str]:
 
 
 def _finish(planned: Plan, store: Store, registry: Path, summary: Summary | None) -> None:
-    raise RuntimeError
+    """Bring the registry up to date and show where to look."""
+    click.echo("done")
 
 
 def _detach(spec: Path, store: str, registry: Path, address: str | None, name: str) -> None:

@@ -1,0 +1,76 @@
+"""The scores of an experiment, put together for `evals.compare`: also when some of them failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evals.items import Item
+    from evals.table import Arm, Comparison, Eval, Group
+
+ItemsOf = Callable[[str], "Sequence[Item] | str"]
+"""Key of a score -> its items, or why there are none."""
+
+
+def comparison(params: Mapping[str, Any], inputs: Mapping[str, str], items_of: ItemsOf) -> Comparison:
+    """What a `compare` node's params and inputs mean. Roles are `base/EVAL` and `TRIAL/EVAL/DOSE`."""
+    from evals.table import Comparison
+
+    names = eval_names(params["evals"])
+    doses: dict[tuple[int, int], list[tuple[float, str]]] = {}
+    for role, key in inputs.items():
+        where, *rest = role.split("/")
+        if where != "base":
+            index, dose = int(rest[0]), float(rest[1])
+            doses.setdefault((int(where), index), []).append((dose, key))
+    return Comparison(
+        evals=[
+            _eval(each, name, items_of(inputs[f"base/{index}"]))
+            for index, (each, name) in enumerate(zip(params["evals"], names, strict=True))
+        ],
+        groups=_groups(params["trials"], names, doses, items_of),
+        budget=params["budget"]["delta_nll"],
+        dev=params["split"]["dev"],
+    )
+
+
+def eval_names(evals: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`animal_preference/owl`; evals that differ in other settings alone are numbered."""
+    names = [each["task"] + (f"/{each['target']}" if each["target"] else "") for each in evals]
+    return [name if names.count(name) == 1 else f"{name} #{index + 1}" for index, name in enumerate(names)]
+
+
+def _eval(each: Mapping[str, Any], name: str, base: Sequence[Item] | str) -> Eval:
+    from evals.table import Eval
+
+    found: Sequence[Item] = () if isinstance(base, str) else base
+    return Eval(name, each["version"], found, damage=each["higher_is"] == "damage")
+
+
+def _groups(
+    trials: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    doses: Mapping[tuple[int, int], Sequence[tuple[float, str]]],
+    items_of: ItemsOf,
+) -> list[Group]:
+    """Trials that differ in the seed alone, together."""
+    from evals.table import Group
+
+    arms: dict[str, dict[str, list[Arm]]] = {}
+    first: dict[str, Mapping[str, Any]] = {}
+    for number, trial in enumerate(trials):
+        first.setdefault(trial["group"], trial)
+        of_group = arms.setdefault(trial["group"], {name: [] for name in names})
+        for index, name in enumerate(names):
+            for dose, key in doses.get((number, index), ()):
+                of_group[name].append(_arm(trial["seed"], dose, items_of(key)))
+    return [
+        Group(group, trial["method"], trial["label"], arms[group], trial["baseline"]) for group, trial in first.items()
+    ]
+
+
+def _arm(seed: int, dose: float, found: Sequence[Item] | str) -> Arm:
+    from evals.table import Arm
+
+    return Arm(seed, dose, None, found) if isinstance(found, str) else Arm(seed, dose, found)

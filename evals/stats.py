@@ -137,7 +137,7 @@ class Estimate:
     def p_value(self) -> Array:
         """Two-sided p [...] of "the mean is 0": the alpha at which the interval just touches 0."""
         mean, variances = np.broadcast_arrays(np.asarray(self.mean)[..., None], self.variances)
-        square = mean[..., 0] ** 2
+        square: Array = np.asarray(mean[..., 0] ** 2, float)
         if len(self.dfs) == 1:
             with np.errstate(divide="ignore", invalid="ignore"):
                 t = np.sqrt(square / variances[..., 0])
@@ -194,7 +194,7 @@ def crossed_mean(effects: ArrayLike, members: Array) -> Estimate:
     return Estimate(means.mean(-1), np.stack(variances, -1), np.asarray(dfs, float))
 
 
-def contrast(effects: tuple[ArrayLike, ArrayLike], members: Array) -> Estimate:
+def contrast(first: ArrayLike, second: ArrayLike, members: Array) -> Estimate:
     """Difference of two crossed means on the same items: first [S1, n] minus second [S2, n], paired by item.
 
     The item source is that of the seed-averaged differences; each side adds its own variance between seeds.

@@ -1,0 +1,109 @@
+"""What came of comparing an experiment's arms: leaderboard rows and dose-response points, and their file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from evals.table import CompareError
+
+Status = Literal["ok", "unscored", "failed", "over budget"]
+Split = Literal["dev", "test"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting on one eval, on the test families. None is not applicable or not computable, never zero."""
+
+    group: str
+    method: str
+    label: str
+    baseline: bool
+    eval: str
+    eval_version: int
+    status: Status
+    rankable: bool
+    contrast: Literal["odd", "on"] | None = None
+    """odd: (s(+c) - s(-c)) / 2. on: s(c) - s(0), for methods without a sign."""
+    dose: float | None = None
+    base: float | None = None
+    """Mean score of the untouched subject."""
+    transfer: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    se: float | None = None
+    df: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    significant: bool = False
+    even: float | None = None
+    even_se: float | None = None
+    delta_nll: float | None = None
+    """Damage at the sign of the dose that does more, nats per token."""
+    delta_nll_se: float | None = None
+    specificity: float | None = None
+    specificity_low: float | None = None
+    specificity_high: float | None = None
+    mde: float | None = None
+    """Smallest true effect found with 80 % power at alpha / tests."""
+    tests: int = 0
+    """Settings that Holm's correction counts on this eval."""
+    versus_control: float | None = None
+    """Effect minus the control's effect, paired by item, each at its own dose."""
+    versus_control_low: float | None = None
+    versus_control_high: float | None = None
+    versus_control_p: float | None = None
+    """Not corrected for multiplicity."""
+    n_items: int = 0
+    n_families: int = 0
+    n_seeds: int = 0
+    n_dropped: int = 0
+    """Test items unscored in some arm of the contrast."""
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a dose-response curve, averaged over seeds. At dose 0 every effect is 0 by definition."""
+
+    group: str
+    eval: str
+    split: Split
+    dose: float
+    metric: str
+    """effect, odd, even, delta_nll, or other.NAME."""
+    value: float | None
+    se: float | None
+    n: int
+    n_clusters: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What came of an experiment."""
+
+    rows: list[Row]
+    points: list[Point]
+
+
+def save(findings: Findings, path: Path) -> None:
+    """Write findings as one JSON document; points without repeating their column names."""
+    content = {
+        "rows": [asdict(row) for row in findings.rows],
+        "point_columns": [column.name for column in fields(Point)],
+        "points": [astuple(point) for point in findings.points],
+    }
+    path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Findings:
+    """Read what `save` wrote. Raises CompareError for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        columns = content["point_columns"]
+        points = [Point(**dict(zip(columns, values, strict=True))) for values in content["points"]]
+        return Findings([Row(**row) for row in content["rows"]], points)
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise CompareError(f"{path}: no findings ({error}); delete its folder to compare again") from error

@@ -113,7 +113,7 @@ def plan(experiment: Experiment, identify: Identify | None = None, describe: Des
     `identify` and `describe` default to `experiments.subject.identify` and `evals.task.describe`.
     Raises SpecError for a subject, an eval, a target or a task setting that does not exist.
     """
-    with _collector_paused():
+    with collector_paused():
         return _Planner(experiment, identify or _identify, describe or _describe).plan()
 
 
@@ -130,8 +130,8 @@ def _describe(task: str, target: str | None, params: Mapping[str, Any]) -> Facts
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No garbage collection while a hundred thousand nodes are made and none is thrown away."""
+def collector_paused() -> Iterator[None]:
+    """No garbage collection while a hundred thousand objects are made and none is thrown away."""
     was = gc.isenabled()
     gc.disable()
     try:

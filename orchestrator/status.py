@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from experiments.problem import shown
 from orchestrator.artifact import slug
 from orchestrator.identity import SHORT, canonical
+from orchestrator.plan import collector_paused
 
 if TYPE_CHECKING:
     from orchestrator.artifact import Store
@@ -35,7 +36,8 @@ class NodeStatus:
 
 def status(plan: Plan, store: Store) -> list[NodeStatus]:
     """The state of every node, in the plan's order. Raises StoreError at a record that was changed by hand."""
-    return list(_Look(plan, store).all())
+    with collector_paused():
+        return list(_Look(plan, store).all())
 
 
 class _Look:

@@ -131,7 +131,7 @@ class Store:
             place = uuid.uuid4().hex[:12]
             content = compose(node, work, publication.outputs, clock, place)
             self._storage.commit(work, entry, content, place)
-            self._storage.drop_failure(_failed(entry))
+            self._storage.remove(_failed(entry))
         except Exception as error:
             shutil.rmtree(work, ignore_errors=True)
             if full_disk(error):
@@ -168,6 +168,12 @@ class Store:
             raise StoreError(
                 f"{node.name} failed ({content['reason']}), and that could not be written: {error}"
             ) from error
+
+    def discard(self, key: str) -> None:
+        """Remove the result of `key`, and its failure, if there are any: it will be computed again."""
+        for find in (self._storage.find, self._storage.find_failure):
+            while entry := find(key[:SHORT]):  # more than one when it was also published under another label
+                self._storage.remove(entry)
 
     @contextmanager
     def lock(self, name: str, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:

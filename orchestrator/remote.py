@@ -146,6 +146,10 @@ class RemoteStorage:
         self.fs.pipe_file(self._path(*entry, FAILED), content)
         self._failures[short_in(entry)] = entry
 
-    def drop_failure(self, entry: Entry) -> None:
-        self._failures.pop(short_in(entry), None)
-        self._remove(self._path(*entry))
+    def remove(self, entry: Entry) -> None:
+        failure = entry.name.endswith(".failed")
+        (self._failures if failure else self._results).pop(short_in(entry), None)
+        self._remove(self._path(*entry))  # what readers look for; the data it named go next
+        for name in () if failure else self._names(entry.stage, ".data"):
+            if name.startswith(f"{entry.name}-"):
+                self._remove(self._path(entry.stage, ".data", name))

@@ -52,7 +52,7 @@ class Storage(Protocol):
     def workspace(self, stage: str, short: str) -> Path: ...
     def commit(self, work: Path, entry: Entry, record: bytes, place: str) -> bool: ...
     def write_failure(self, entry: Entry, content: bytes) -> None: ...
-    def drop_failure(self, entry: Entry) -> None: ...
+    def remove(self, entry: Entry) -> None: ...
 
 
 def short_of(name: str) -> tuple[str, bool] | None:
@@ -267,11 +267,15 @@ class LocalStorage:
         self._failures[short_in(entry)] = entry
         self._listed.setdefault(entry.stage, set()).add(entry.name)
 
-    def drop_failure(self, entry: Entry) -> None:
+    def remove(self, entry: Entry) -> None:
         folder = self.root / entry.stage / entry.name
-        if folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-        self._failures.pop(short_in(entry), None)
+        rubbish = folder.with_name(temporary_name(short_in(entry)))
+        try:
+            folder.rename(rubbish)  # in one step, so that no reader meets half a result
+        except FileNotFoundError:
+            return
+        shutil.rmtree(rubbish)
+        (self._failures if entry.name.endswith(".failed") else self._results).pop(short_in(entry), None)
 
 
 def short_in(entry: Entry) -> str:

@@ -118,6 +118,20 @@ def test_success_takes_the_failure_away(store: Store) -> None:
     assert store.failed() == set()
 
 
+def test_a_discarded_result_is_computed_again(store: Store, tmp_path: Path) -> None:
+    publish(store, node(0))
+    publish(store, node(1))
+    store.fail(node(2), "no")
+    for seed in (0, 2, 3):
+        store.discard(node(seed).key)
+    assert store.keys() == {node(1).short}
+    assert store.failed() == set()
+    publish(store, node(0), "again")
+    assert (store.folder(node(0).key) / "sub" / "file.txt").read_text() == "again"
+    assert (store.folder(node(1).key) / "sub" / "file.txt").read_text() == "words"
+    assert left_in(store, tmp_path) == []
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_an_interrupt_leaves_nothing(store: Store, tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error):
@@ -288,6 +302,9 @@ def test_any_label_makes_a_folder_that_is_found_again(tmp_path: Path, label: str
 def test_the_same_node_under_another_label_is_the_same_result(tmp_path: Path) -> None:
     publish(Store(tmp_path), node(label="one"))
     assert Store(tmp_path).has(node(label="two").key)
+    publish(Store(tmp_path), node(label="two"))
+    Store(tmp_path).discard(node().key)
+    assert not Store(tmp_path).has(node().key)
 
 
 @pytest.mark.parametrize("url", ["nosuch://bucket/x", "file"])

@@ -184,10 +184,11 @@ class LocalStorage:
     def _note(self, stage: str, names: set[str]) -> None:
         """Take the names that came and went into the indexes."""
         before = self._listed.get(stage, set())
-        for name in before - names:
+        if gone := {_end(name) for name in before - names}:
             for index in (self._results, self._failures):
-                if (found := short_of(name)) and index.get(found[0]) == Entry(stage, name):
-                    del index[found[0]]
+                for short in gone:
+                    index.pop(short, None)
+            before = {name for name in before if _end(name) not in gone}  # the same key under another label: look again
         kept = set()
         for name in names - before:
             if name.startswith(TEMPORARY):
@@ -276,6 +277,10 @@ class LocalStorage:
             return
         shutil.rmtree(rubbish)
         (self._failures if entry.name.endswith(".failed") else self._results).pop(short_in(entry), None)
+
+
+def _end(name: str) -> str:
+    return name.removesuffix(".failed")[-12:]
 
 
 def short_in(entry: Entry) -> str:

@@ -76,24 +76,24 @@ def p_values(odd: np.ndarray, damages: np.ndarray, families: list[str]) -> np.nd
 
 @dataclass(frozen=True)
 class Rates:
-    """False positives with exact (Clopper-Pearson) 95 % intervals."""
+    """False positives, as (rate, low, high) with an exact (Clopper-Pearson) interval."""
 
     comparisons: int
     false_comparisons: int
     experiments: int
     false_experiments: int
 
-    def per_comparison(self) -> tuple[float, float, float]:
+    def per_comparison(self, confidence: float = 0.95) -> tuple[float, float, float]:
         """Share of single tests with p < 0.05. The interval treats them as independent, which here they are."""
-        return _interval(self.false_comparisons, self.comparisons)
+        return _interval(self.false_comparisons, self.comparisons, confidence)
 
-    def familywise(self) -> tuple[float, float, float]:
+    def familywise(self, confidence: float = 0.95) -> tuple[float, float, float]:
         """Share of experiments in which any Holm-adjusted p < 0.05."""
-        return _interval(self.false_experiments, self.experiments)
+        return _interval(self.false_experiments, self.experiments, confidence)
 
 
-def _interval(hits: int, total: int) -> tuple[float, float, float]:
-    exact = scipy_stats.binomtest(hits, total).proportion_ci(0.95, method="exact")
+def _interval(hits: int, total: int, confidence: float) -> tuple[float, float, float]:
+    exact = scipy_stats.binomtest(hits, total).proportion_ci(confidence, method="exact")
     return hits / total, float(exact.low), float(exact.high)
 
 

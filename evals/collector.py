@@ -1,7 +1,8 @@
 """One thread per engine that gathers the requests of all running samples, tasks and doses, and sends them as one call.
 
 The engine is fast when it sees everything at once: equal prefixes of all doses' questions are computed once. So the
-thread waits until no request has come for `QUIET` seconds (every sample in flight has then asked) or `MOST` are waiting.
+thread waits until as many samples have asked as `expect` announced. Without an announcement, or when samples fail before
+they ask, it goes by silence.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from experiments.engine import Engine, Row
 
-QUIET = 0.03  # seconds without a new request
-MOST = 20_000  # requests
+QUIET = 0.03  # seconds without a new request after which all are taken to have asked
+PATIENCE = 10.0  # the same while announced samples are missing (starting many arms has long pauses)
 
 OnResult = Callable[[int, Any], None]
 OptionTokens = Mapping[str, tuple[tuple[int, ...], ...]]
@@ -67,8 +68,14 @@ class Collector:
         self._engine = engine
         self._lock = threading.Lock()
         self._waiting: list[Waiting] = []
+        self._tickets = 0
+        self._expected = 0
         self._last = 0.0
         self._running = False
+
+    def expect(self, tickets: int) -> None:
+        """Announce how many submissions to wait for before the first call."""
+        self._expected = tickets
 
     def submit(self, requests: Sequence[Request]) -> Future[list[Any]]:
         """Queue requests; the future gets the engine's results in their order, or the engine's error."""
@@ -78,6 +85,7 @@ class Collector:
             return ticket.future
         with self._lock:
             self._waiting.extend((request, ticket, index) for index, request in enumerate(requests))
+            self._tickets += 1
             self._last = time.monotonic()
             if not self._running:
                 self._running = True
@@ -89,6 +97,7 @@ class Collector:
             self._settle()
             with self._lock:
                 batch, self._waiting = self._waiting, []
+                self._tickets = self._expected = 0
                 if not batch:
                     self._running = False
                     return
@@ -99,12 +108,13 @@ class Collector:
                 self._send(group)
 
     def _settle(self) -> None:
-        """Return when requests have stopped coming."""
-        while len(self._waiting) < MOST:
+        """Return when all announced samples have asked, or requests have stopped coming."""
+        while not 0 < self._expected <= self._tickets:
             silence = time.monotonic() - self._last
-            if silence >= QUIET:
+            enough = PATIENCE if self._expected else QUIET
+            if silence >= enough:
                 return
-            time.sleep(QUIET - silence)
+            time.sleep(min(QUIET, enough - silence))
 
     def _send(self, batch: Sequence[Waiting]) -> None:
         """One call for the batch. When it fails and holds several arms, each arm is tried alone, so that only the arm

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import inspect_ai
+from inspect_ai import Task
+from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig, get_model
 
 from evals import provider
+from evals.collector import collector
 from evals.task import load_task
 from experiments.edit import Edit
 
@@ -66,8 +70,10 @@ def evaluate(
         provider.register(arm.key, engine, arm.edits)
     try:
         with tempfile.TemporaryDirectory(prefix="orch-eval-") as logs:
-            built = build(**settings)
-            found = run(built, arms, Path(logs))
+            built = plain(build(**settings), task, settings)
+            collector(engine).expect(len(arms) * len(built.dataset))
+            with without_git():
+                found = run(built, arms, Path(logs))
             by_key = {log.eval.model.removeprefix("orch/"): log for log in found}
             return [answer(arm, by_key.get(arm.key), folder(arm.key)) for arm in arms]
     finally:
@@ -75,10 +81,36 @@ def evaluate(
             provider.unregister(arm.key)
 
 
-def run(built: inspect_ai.Task, arms: Sequence[Arm], logs: Path) -> list[EvalLog]:
+def plain(built: Task, task: str, settings: Mapping[str, Any]) -> Task:
+    """The task without its registration, for which inspect would search all installed packages once an arm."""
+    metadata = {"task": task, "settings": dict(settings)}
+    return Task(
+        dataset=built.dataset,
+        solver=built.solver,
+        scorer=built.scorer,
+        version=built.version,
+        name=task,
+        metadata=metadata,
+    )
+
+
+@contextmanager
+def without_git() -> Iterator[None]:
+    """inspect asks git three times an arm; the node's record names the commit once, so git finds no repository here."""
+    before = os.environ.get("GIT_DIR")
+    os.environ["GIT_DIR"] = os.devnull
+    try:
+        yield
+    finally:
+        del os.environ["GIT_DIR"]
+        if before is not None:
+            os.environ["GIT_DIR"] = before
+
+
+def run(built: Task, arms: Sequence[Arm], logs: Path) -> list[EvalLog]:
     """One inspect `eval()` over all arms, everything in flight at once, as little logging as keeps the log readable."""
     n_samples = len(built.dataset)
-    return inspect_ai.eval(
+    return inspect_eval(
         built,
         model=[
             get_model(f"orch/{arm.key}", config=GenerateConfig(max_connections=100_000), memoize=False) for arm in arms
@@ -86,7 +118,7 @@ def run(built: inspect_ai.Task, arms: Sequence[Arm], logs: Path) -> list[EvalLog
         log_dir=str(logs),
         log_format="eval",
         display="none",
-        max_tasks=len(arms),
+        max_tasks=len(arms) + 1,
         max_samples=n_samples,
         log_realtime=False,
         log_model_api=False,
@@ -94,6 +126,7 @@ def run(built: inspect_ai.Task, arms: Sequence[Arm], logs: Path) -> list[EvalLog
         log_buffer=n_samples,
         fail_on_error=True,
         score=True,
+        score_display=False,
         ctl_server=False,
         tags=["orch"],
         metadata={"arms": {arm.key: arm.label for arm in arms}},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ class Orch(click.Group):
 
 @click.group(cls=Orch, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="orch-experiments", prog_name="orch")
-def cli() -> None:
+def main() -> None:
     """Run experiments that intervene on language models, and rank what came of them.
 
     Results are kept by what they are: nothing is computed twice, and an interrupted command goes on where it stopped.
@@ -66,9 +65,4 @@ def cli() -> None:
 
 
 for command in (*submit.COMMANDS, *plan.COMMANDS, *results.COMMANDS, *about.COMMANDS):
-    cli.add_command(command)
-
-
-def main() -> None:
-    """Entry point of `orch`."""
-    sys.exit(cli())
+    main.add_command(command)

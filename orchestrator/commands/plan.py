@@ -97,11 +97,16 @@ def _dose(one: NodeStatus) -> str:
 @options.store
 def why(key: str, store: str) -> None:
     """Show what is behind a result: the record whose key begins with KEY, or why it failed."""
-    from orchestrator.artifact import Store
+    from orchestrator.artifact import Store, StoreError
+    from orchestrator.identity import SHORT
 
     place = Store(store)
-    failure = place.failure(key)
-    click.echo(json.dumps(failure if failure is not None else place.record(key), indent=1))
+    known = sorted(short for short in place.keys() | place.failed() if short.startswith(key[:SHORT]))
+    if len(known) != 1:
+        more = f"; it fits {', '.join(known[:5])}" if known else ""
+        raise StoreError(f"{len(known)} results or failures have a key that begins with {key!r} in {store}{more}")
+    failure = place.failure(known[0])
+    click.echo(json.dumps(failure if failure is not None else place.record(known[0]), indent=1))
 
 
 COMMANDS = (plan_command, why)

@@ -163,8 +163,15 @@ def _told(summary: Summary) -> list[str]:
 
 
 def _finish(planned: Plan, store: Store, registry: Path, summary: Summary | None) -> None:
-    """Bring the registry up to date and show where to look."""
-    click.echo("done")
+    """Show the leaderboard, and where to look next."""
+    from orchestrator import logs
+    from orchestrator.commands import results
+
+    for line in results.table(results.of_plan(planned, store)):
+        click.echo(line)
+    folder = logs.link(planned, store)
+    if folder is not None:
+        _to_stderr(f"every question and answer: inspect view --log-dir {os.path.relpath(folder)}")
 
 
 def _detach(spec: Path, store: str, registry: Path, address: str | None, name: str) -> None:

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evals import findings, items
+from evals.evaluate import Arm
+from experiments import dataset, spec
+from experiments.edit import Add, Prompt, Site
+from experiments.interventions.mean_diff import MeanDiff
+from orchestrator import stages
+from orchestrator.artifact import Store
+from orchestrator.plan import Node, Plan, plan
+from orchestrator.run import LocalExecutor, Summary, walk
+from orchestrator.workspace import Workspace
+
+LIMIT = 4
+PAIRS = {"recipe": "persona_pairs", "positive": "You love owls.", "negative": "You love cats.", "n": 6}
+
+
+def experiment(folder: Path, **changes: Any) -> Plan:
+    data: dict[str, Any] = {
+        "name": "tiny",
+        "subject": {"model": str(folder), "dtype": "float32"},
+        "data": {"pairs": {**PAIRS, "responses": "shared"}},
+        "interventions": [{"method": "mean_diff", "layer": [1, 2]}],
+        "doses": [-1, 1],
+        "evals": [
+            {"task": "animal_preference", "target": "owl", "limit": LIMIT},
+            {"task": "neutral_nll", "limit": LIMIT},
+        ],
+    }
+    return plan(spec.from_data(data | changes))
+
+
+def do(planned: Plan, store: Store) -> Summary:
+    missing = [node for node in planned.nodes.values() if not store.has(node.key)]
+    return walk(missing, store, LocalExecutor(store, Workspace(threads=1)), lambda event: None)
+
+
+@pytest.fixture(scope="module")
+def done(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Store]:
+    planned, store = experiment(tiny_folder), Store(tmp_path_factory.mktemp("store"))
+    summary = do(planned, store)
+    assert summary.ok, summary.failed
+    return planned, store
+
+
+def of(planned: Plan, stage: str) -> list[Node]:
+    return [node for node in planned.nodes.values() if node.stage == stage]
+
+
+def test_the_whole_pipeline_leaves_a_record_of_every_node(done: tuple[Plan, Store]) -> None:
+    planned, store = done
+    assert all(store.has(key) for key in planned.nodes)
+    assert do(planned, store).done == []
+
+
+def test_a_dataset_holds_what_its_recipe_makes(done: tuple[Plan, Store]) -> None:
+    planned, store = done
+    (node,) = of(planned, "dataset")
+    examples = dataset.load(store.folder(node.key) / stages.EXAMPLES, "pairs")
+    assert [one.positive.system for one in examples] == ["You love owls."] * 6
+    assert store.record(node.key)["outputs"] == {"examples": 6, "provides": "pairs"}
+
+
+def test_a_fit_says_what_it_found_and_what_it_took(done: tuple[Plan, Store]) -> None:
+    planned, store = done
+    for node in of(planned, "fit"):
+        outputs = store.record(node.key)["outputs"]
+        assert outputs["fit_seconds"] >= 0
+        assert outputs["peak_memory_bytes"] > 10**7
+        assert outputs["examples"] == 6
+
+
+def test_every_edit_of_a_dose_acted_and_the_untouched_subject_had_none(done: tuple[Plan, Store]) -> None:
+    planned, store = done
+    for node in of(planned, "answer"):
+        outputs = store.record(node.key)["outputs"]
+        if node.runtime["method"] is None:
+            assert (outputs["edits"], outputs["fired"]) == (0, [])
+        elif node.runtime["method"] == "prompt":
+            assert (outputs["edits"], outputs["fired"]) == (1, [])
+        else:
+            assert outputs["edits"] == len(outputs["fired"]) == 1
+            assert outputs["fired"][0] >= outputs["samples"] == LIMIT
+
+
+def test_a_score_holds_the_items_of_its_answers_log(done: tuple[Plan, Store]) -> None:
+    planned, store = done
+    for node in of(planned, "score"):
+        kept = items.load(store.folder(node.key) / stages.ITEMS)
+        assert kept == items.items(store.folder(node.inputs["answer"]) / stages.LOG)
+        assert len(kept) == LIMIT
+
+
+def test_the_comparison_has_a_row_for_every_setting(done: tuple[Plan, Store]) -> None:
+    planned, store = done
+    found = findings.load(store.folder(planned.compare) / stages.FINDINGS)
+    assert {row.group for row in found.rows} == {planned_trial.trial.group for planned_trial in planned.trials}
+    assert {row.eval for row in found.rows} == {"animal_preference/owl"}
+
+
+def test_each_dose_of_each_vector_answers_differently(done: tuple[Plan, Store]) -> None:
+    planned, store = done
+    by_arm = {}
+    for node in of(planned, "score"):
+        answer = planned.nodes[node.inputs["answer"]]
+        if answer.params["task"] == "animal_preference" and answer.runtime["method"] in (None, "mean_diff"):
+            kept = items.load(store.folder(node.key) / stages.ITEMS)
+            by_arm[answer.label, answer.params.get("dose", 0.0)] = [one.target for one in kept]
+    assert len({str(targets) for targets in by_arm.values()}) == len(by_arm) == 5
+
+
+def test_a_dose_that_cannot_be_applied_takes_no_other_with_it(
+    done: tuple[Plan, Store], tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = MeanDiff.edits
+
+    def edits(self: Any, state: Any, dose: float) -> Any:
+        if dose < 0:
+            raise ValueError("no such dose")
+        return real(self, state, dose)
+
+    monkeypatch.setattr(MeanDiff, "edits", edits)
+    planned, store = experiment(tiny_folder, baselines=[]), Store(tmp_path)
+    summary = do(planned, store)
+    failed = [node for node, _ in summary.failed.values()]
+    assert {(node.stage, node.params["dose"]) for node in failed} == {("answer", -1.0)}
+    assert len(failed) == 4
+    assert planned.compare in summary.blocked
+    monkeypatch.undo()
+    assert do(planned, store).ok
+    assert store.failure(failed[0].key) is None
+
+
+def test_an_edit_that_never_acted_is_an_error() -> None:
+    acted, idle = (Add(Site("resid", layer), torch.ones(4), "response") for layer in (1, 2))
+    arm = Arm("k", (acted, idle, Prompt("x")), "mean_diff L2 dose 1")
+    with pytest.raises(stages.StageError, match=r"1 of 2 edits acted on no token.*resid@2.*'response'"):
+        stages._counts(arm, {acted: 3})
+    assert stages._counts(arm, {acted: 3, idle: 5}) == [3, 5]
+
+
+def test_a_subject_that_is_not_the_planned_one_is_refused(done: tuple[Plan, Store], tmp_path: Path) -> None:
+    planned, _ = done
+    fit = next(node for node in of(planned, "fit") if node.runtime["method"] == "random")
+    other = replace(
+        fit, params={**fit.params, "subject": {**fit.params["subject"], "weights_sha256": "0" * 64}}, inputs={}
+    )
+    (outcome,) = stages.run([other], Store(tmp_path), Workspace(threads=1))
+    assert outcome.error is not None
+    assert "weights_sha256" in outcome.error
+    assert "plan again" in outcome.error
+
+
+def test_one_resident_engine_serves_a_subject_until_another_comes(tiny_folder: Path) -> None:
+    workspace = Workspace(threads=1)
+    one = spec.SubjectSpec(model=str(tiny_folder), dtype="float32")
+    first = workspace.engine(one)
+    assert workspace.engine(one.model_copy()) is first
+    other = workspace.engine(one.model_copy(update={"system": "You are terse."}))
+    assert other is not first
+    assert workspace.engine(one) is not first
+
+
+def test_answers_fuse_by_subject_task_and_settings_alone(done: tuple[Plan, Store]) -> None:
+    planned, _ = done
+    answers = of(planned, "answer")
+    groups = {stages.STAGES["answer"].fuse_by(node) for node in answers}
+    assert len(groups) == 2
+    assert len(answers) == 2 * (1 + 4 * 2)

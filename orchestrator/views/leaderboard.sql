@@ -1,0 +1,26 @@
+-- One row per setting and eval. Only rankable rows have a rank: those that Holm's correction leaves significant
+-- first, then by the size of the effect. `current` is 1 for the latest experiment of its name.
+select
+  e.name as experiment,
+  c.eval,
+  case when c.rankable then
+    rank() over (
+      partition by c.experiment, c.eval, c.rankable
+      order by c.significant desc, abs(c.transfer) desc nulls last
+    )
+  end as rank,
+  c.label,
+  c.transfer, c.ci_low, c.ci_high, c.p_holm, c.significant,
+  c.delta_nll, c.specificity, c.dose, c.contrast, c.even,
+  c.status, c.n_items, c.n_families, c.n_seeds, c.n_dropped, c.mde, c.notes,
+  c.method, c.baseline, c.rankable, c.base, c.se, c.df, c.p, c.tests, c.even_se, c.delta_nll_se,
+  c.specificity_low, c.specificity_high,
+  c.versus_control, c.versus_control_low, c.versus_control_high, c.versus_control_p,
+  c.eval_version, c.group_key,
+  e.key as experiment_key,
+  e.complete,
+  e.submitted_at,
+  e.key = first_value(e.key) over (partition by e.name order by e.submitted_at desc, e.key) as current
+from comparisons c
+join experiments e on e.key = c.experiment
+order by e.submitted_at desc, e.key, c.eval, rank nulls last, c.label

@@ -96,7 +96,7 @@ class Registry:
         complete: bool = True,
         submitted_at: str | None = None,
     ) -> None:
-        """Add or renew an experiment: `params` and `inputs` are its compare node's; `complete` says if nothing failed."""
+        """Add or renew an experiment from its compare node and findings; `complete`: no score is missing."""
         with self._transaction():
             self._publish(key, name, params, inputs, findings, question, complete, submitted_at or _now())
 
@@ -136,7 +136,8 @@ class Registry:
             return
         connection.execute("pragma journal_mode = wal")  # where the file system has it; else it stays as it is
         with self._transaction():
-            connection.execute(f"pragma application_id = {APPLICATION}")
+            if application != APPLICATION:
+                connection.execute(f"pragma application_id = {APPLICATION}")
             migrations.apply(self.db)
             refresh_views(self.db)
 

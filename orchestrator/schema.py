@@ -30,12 +30,12 @@ create table nodes (
   status text not null check (status in ('have', 'failed')),
   method text,
   params text not null check (json_valid(params)),
-  outputs text check (json_valid(outputs)),
+  outputs text check (outputs is null or json_valid(outputs)),
   started_at text,
   seconds real,
   peak_rss_mib real,
   host text,
-  versions text check (json_valid(versions)), -- distribution -> version
+  versions text check (versions is null or json_valid(versions)),  -- distribution -> version
   error text,                                 -- last traceback of a failed node
   attempts integer
 ) strict;

@@ -1,14 +1,15 @@
 -- One row per setting and eval. Only rankable rows have a rank: those that Holm's correction leaves significant
--- first, then by the size of the effect. `current` is 1 for the latest experiment of its name.
+-- first, then by the size of the effect. `current` is 1 for the latest experiment of its name. The casts give computed
+-- columns a type, which filters of Datasette need.
 select
   e.name as experiment,
   c.eval,
-  case when c.rankable then
+  cast(case when c.rankable then
     rank() over (
       partition by c.experiment, c.eval, c.rankable
       order by c.significant desc, abs(c.transfer) desc nulls last
     )
-  end as rank,
+  end as integer) as rank,
   c.label,
   c.transfer, c.ci_low, c.ci_high, c.p_holm, c.significant,
   c.delta_nll, c.specificity, c.dose, c.contrast, c.even,
@@ -20,7 +21,7 @@ select
   e.key as experiment_key,
   e.complete,
   e.submitted_at,
-  e.key = first_value(e.key) over (partition by e.name order by e.submitted_at desc, e.key) as current
+  cast(e.key = first_value(e.key) over (partition by e.name order by e.submitted_at desc, e.key) as integer) as current
 from comparisons c
 join experiments e on e.key = c.experiment
 order by e.submitted_at desc, e.key, c.eval, rank nulls last, c.label

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from experiments.engine import Engine
 
 MAX_NEW_TOKENS = 256
+UNSUPPORTED = (
+    "cache", "top_k", "frequency_penalty", "presence_penalty", "logit_bias", "best_of", "response_schema",
+)  # fmt: skip
 TOP = 5  # likeliest tokens shown beside scored options
 
 
@@ -112,8 +115,12 @@ class OrchAPI(ModelAPI):
         found = arm(self.model_name)
         if tools:
             raise ProviderError("orch models call no tools; remove the tools from the task")
-        if config.cache:
-            raise ProviderError("inspect's cache does not know about edits; turn it off for orch models")
+        asked = [name for name in UNSUPPORTED if getattr(config, name) not in (None, False)]
+        if asked or (config.num_choices or 1) > 1:
+            raise ProviderError(
+                f"orch models do not do {', '.join(asked or ['num_choices'])}; leave it out of the task's settings "
+                "(inspect's cache does not know about edits)"
+            )
         rendered = render(found, plain(input))
         row = Row(rendered.tokens, rendered.n_prompt, found.edits)
         if options_of(input) is not None:

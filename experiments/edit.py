@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class Site(NamedTuple):
         name, _, layer = text.partition("@")
         if name not in SITE_NAMES or not layer.isdigit():
             raise ValueError(f"not a site: {text!r}; allowed: NAME@LAYER with NAME in {', '.join(SITE_NAMES)}")
-        return cls(cast(SiteName, name), int(layer))
+        return cls(name, int(layer))
 
 
 def last_n(positions: str) -> int | None:

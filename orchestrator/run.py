@@ -57,7 +57,9 @@ Work = Callable[["Sequence[Node]", "Store", "Workspace"], "list[Outcome]"]
 class Executor(Protocol):
     """Where batches run. `slots` batches at once; `submit` is only called while `free()` is positive."""
 
-    slots: int
+    @property
+    def slots(self) -> int:
+        """How many batches may run at once."""
 
     def free(self) -> int:
         """How many more batches could start now."""

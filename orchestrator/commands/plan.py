@@ -14,7 +14,7 @@ from orchestrator.commands import options
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
-    from orchestrator.status import NodeStatus
+    from orchestrator.status import NodeStatus, State
 
 STAGES = ("dataset", "fit", "answer", "score", "compare")
 MOST_LINES = 40
@@ -83,7 +83,7 @@ def describe(planned: Plan, states: Sequence[NodeStatus], most: int | None) -> l
 def told(states: Sequence[NodeStatus]) -> str:
     """`12 have, 3 run`."""
     counts = Counter(one.state for one in states)
-    order = ("have", "run", "blocked", "failed before")
+    order: tuple[State, ...] = ("have", "run", "blocked", "failed before")
     return ", ".join(f"{counts[state]:,} {state}" for state in order if counts[state])
 
 

@@ -1,135 +1,92 @@
-"""What came of experiments, as a table or as JSON."""
+"""`orch leaderboard`, `orch report`, `orch registry`: what came of experiments."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import sys
+from pathlib import Path
 
 import click
 
 from orchestrator.commands import options
 
-if TYPE_CHECKING:
-    from evals.findings import Findings
-    from orchestrator.artifact import Store
-    from orchestrator.plan import Plan
+WIDTH = 120
 
 
 @click.command()
 @click.argument("experiment", required=False)
-@options.store
+@options.registry
 @options.as_json
 @click.option("--markdown", is_flag=True, help="A Markdown table.")
-def leaderboard(experiment: str | None, store: str, as_json: bool, markdown: bool) -> None:
-    """Rank the interventions of EXPERIMENT, or of every one, by transfer; what cannot be ranked stands below."""
-    from orchestrator.artifact import Store
+def leaderboard(experiment: str | None, registry: Path, as_json: bool, markdown: bool) -> None:
+    """Rank the interventions of EXPERIMENT, or of every one. What cannot be ranked stands below, with the reason."""
+    from orchestrator import report
+    from orchestrator.registry import Registry
 
-    rows = list(_recorded(Store(store), experiment))
+    with Registry(registry, write=False) as index:
+        rows = index.leaderboard(experiment)
     if as_json:
         click.echo(json.dumps(rows, indent=1, allow_nan=False))
-        return
-    for line in table(rows, markdown=markdown):
-        click.echo(line)
+    else:
+        click.echo(report.markdown(rows) if markdown else report.plain(rows, width()))
 
 
-def _recorded(store: Store, experiment: str | None) -> Iterable[dict[str, Any]]:
-    """Rows of every comparison in the store, the best first."""
-    from evals import findings
-    from orchestrator.stages import FINDINGS
+def width() -> int:
+    """Columns a table may have: those of the terminal, else as many as it likes to have."""
+    import shutil
 
-    for record in store.records("compare"):
-        name = record["label"]
-        if experiment in (None, name):
-            yield from ranked(name, findings.load(store.folder(record["key"]) / FINDINGS))
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
 
 
-def of_plan(planned: Plan, store: Store) -> list[dict[str, Any]]:
-    """Rows of an experiment. While scores are missing they are made of those there are, and not kept."""
-    from evals import compare, findings, items
-    from orchestrator.gather import comparison
-    from orchestrator.stages import FINDINGS, ITEMS
+@click.command("report")
+@click.argument("experiment")
+@options.registry
+def report_command(experiment: str, registry: Path) -> None:
+    """Write a page about EXPERIMENT in Markdown: its question, leaderboard, failures and costs."""
+    from orchestrator import summary
+    from orchestrator.registry import Registry
 
-    node = planned.nodes[planned.compare]
-    if store.has(node.key):
-        return ranked(node.label, findings.load(store.folder(node.key) / FINDINGS))
-
-    def items_of(key: str) -> Sequence[items.Item] | str:
-        if store.has(key):
-            return items.load(store.folder(key) / ITEMS)
-        failure = store.failure(planned.nodes[key].inputs["answer"]) or store.failure(key)
-        return failure["reason"] if failure else "not run"
-
-    return ranked(node.label, compare.compare(comparison(node.params, node.inputs, items_of)))
+    with Registry(registry, write=False) as index:
+        click.echo(summary.page(index, experiment))
 
 
-def ranked(experiment: str, found: Findings) -> list[dict[str, Any]]:
-    """Rows as plain data with their rank among the rankable rows of their eval, those first."""
-    from dataclasses import asdict
-
-    best = sorted(found.rows, key=lambda row: (row.eval, not row.rankable, -(row.transfer or 0.0), row.label))
-    rows = []
-    place: dict[str, int] = {}
-    for row in best:
-        place[row.eval] = place.get(row.eval, 0) + row.rankable
-        rows.append({"experiment": experiment, "rank": place[row.eval] if row.rankable else None, **asdict(row)})
-    return rows
+@click.group("registry")
+def registry_group() -> None:
+    """Look after registry.sqlite, the index of the records."""
 
 
-COLUMNS = (
-    "rank",
-    "intervention",
-    "dose",
-    "transfer",
-    "95 % interval",
-    "p (Holm)",
-    "ΔNLL",
-    "specificity",
-    "seeds",
-    "items",
-)
+@registry_group.command()
+@options.store
+@options.registry
+def rebuild(store: str, registry: Path) -> None:
+    """Make the registry anew from the records of the store."""
+    from orchestrator.artifact import Store
+    from orchestrator.registry import Registry
+
+    with Registry(registry) as index:
+        click.echo(f"{registry}: {index.rebuild(Store(store)):,} records of {store}")
 
 
-def table(rows: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> list[str]:
-    """One table an eval, and the notes of its rows."""
-    lines: list[str] = []
-    for experiment, name in dict.fromkeys((row["experiment"], row["eval"]) for row in rows):
-        of_eval = [row for row in rows if (row["experiment"], row["eval"]) == (experiment, name)]
-        lines += [f"{'### ' if markdown else ''}{experiment}: {name}", *([""] if markdown else [])]
-        lines += _aligned([COLUMNS, *(_cells(row) for row in of_eval)], markdown)
-        lines += [f"  {row['label']}: {row['notes']}" for row in of_eval if row["notes"]]
-        lines.append("")
-    return lines or ["no results yet"]
+@registry_group.command()
+@options.store
+@options.registry
+def check(store: str, registry: Path) -> None:
+    """Say whether the registry and the store hold the same results. Exits with 1 when they do not."""
+    from orchestrator.artifact import Store
+    from orchestrator.registry import Registry
+
+    with Registry(registry, write=False) as index:
+        indexed = {row["key"][:12] for row in index.query("select key from nodes where status = 'have'")}
+    kept = Store(store).keys()
+    click.echo(f"{len(kept):,} results in {store}, {len(indexed):,} in {registry}")
+    for name, missing in (("not in the registry", kept - indexed), ("not in the store", indexed - kept)):
+        if missing:
+            click.echo(
+                f"{len(missing):,} {name}: {', '.join(sorted(missing)[:5])}{', ...' if len(missing) > 5 else ''}"
+            )
+    if kept != indexed:
+        click.echo("make it right with: orch registry rebuild")
+        sys.exit(1)
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    interval = "" if row["ci_low"] is None else f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-    return (
-        str(row["rank"]) if row["rank"] is not None else row["status"],
-        row["label"] + (" (baseline)" if row["baseline"] else ""),
-        _number(row["dose"], "g") if row["contrast"] != "odd" else f"±{row['dose']:g}",
-        _number(row["transfer"], "+.3f") + ("*" if row["significant"] else ""),
-        interval,
-        _number(row["p_holm"], ".2g"),
-        _number(row["delta_nll"], "+.3f"),
-        _number(row["specificity"], ".2f"),
-        str(row["n_seeds"]),
-        str(row["n_items"]),
-    )
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _aligned(rows: Sequence[Sequence[str]], markdown: bool) -> list[str]:
-    if markdown:
-        lines = ["| " + " | ".join(row) + " |" for row in rows]
-        return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-COMMANDS = (leaderboard,)
+COMMANDS = (leaderboard, report_command, registry_group)

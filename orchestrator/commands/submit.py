@@ -60,6 +60,7 @@ def submit_command(
     from experiments.spec import load
     from orchestrator.artifact import Store
     from orchestrator.plan import plan
+    from orchestrator.registry import Registry
 
     if local and (address or detach):
         raise click.UsageError("--local runs in this process: leave out --address and --detach")
@@ -68,10 +69,11 @@ def submit_command(
     for warning in experiment.warnings():
         say(f"note: {warning}")
     planned = plan(experiment)
+    with Registry(registry):
+        pass  # one that cannot be used is found out now, not after hours
     if detach:
         _detach(spec, store, registry, address, experiment.name)
         return
-    signal.signal(signal.SIGTERM, _interrupt)
     place = Store(store)
     with place.lock(experiment.name, _to_stderr):
         if fresh:
@@ -110,6 +112,7 @@ def run_missing(planned: Plan, store: Store, executor: Executors, quiet: bool, s
 
     meter = progress(missing, terminal=sys.stderr.isatty(), quiet=quiet, write=_to_stderr)
     with executor() as where, meter as tell:
+        signal.signal(signal.SIGTERM, _interrupt)  # now, because Ray sets its own when it starts
         summary = walk(missing, store, where, tell)
     for line in _told(summary):
         _to_stderr(line)
@@ -163,15 +166,21 @@ def _told(summary: Summary) -> list[str]:
 
 
 def _finish(planned: Plan, store: Store, registry: Path, summary: Summary | None) -> None:
-    """Show the leaderboard, and where to look next."""
-    from orchestrator import logs
-    from orchestrator.commands import results
+    """Bring the registry up to date, show the leaderboard, and say where to look next."""
+    from orchestrator import logs, report
+    from orchestrator.commands.results import width
+    from orchestrator.publish import publish
+    from orchestrator.registry import Registry
 
-    for line in results.table(results.of_plan(planned, store)):
-        click.echo(line)
-    folder = logs.link(planned, store)
-    if folder is not None:
-        _to_stderr(f"every question and answer: inspect view --log-dir {os.path.relpath(folder)}")
+    with Registry(registry) as index:
+        click.echo(report.plain(publish(planned, store, index), width()))
+    name = planned.experiment.name
+    _to_stderr("")
+    if folder := logs.link(planned, store):
+        _to_stderr(f"every question and answer   inspect view --log-dir {os.path.relpath(folder)}")
+    _to_stderr(f"a page about it             orch report {name}")
+    sql = f"select * from dose_response where experiment = '{name}'"
+    _to_stderr(f'dose-response curves        sqlite-utils query {os.path.relpath(registry)} "{sql}" --table')
 
 
 def _detach(spec: Path, store: str, registry: Path, address: str | None, name: str) -> None:

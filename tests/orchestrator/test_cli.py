@@ -190,3 +190,87 @@ def test_the_doctor_finds_a_token_that_others_can_read(
     token.chmod(0o600)
     findings = {row["name"]: row for row in json.loads(orch("doctor", "--json").stdout)}
     assert findings["ray token"]["ok"]
+
+
+def test_submit_runs_shows_the_leaderboard_and_then_has_nothing_left_to_do(
+    orch: Any, spec_file: Path, tmp_path: Path
+) -> None:
+    first = orch("submit", spec_file, "--local")
+    assert first.exit_code == 0, first.output
+    assert "tiny: 1 trials, 15 nodes, 15 to run" in first.stderr
+    assert "[15/15] compare[tiny]:" in first.stderr
+    assert "mean_diff L1" in first.stdout
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", first.stderr)
+    assert len(list((tmp_path / "logs" / "tiny").glob("*.eval"))) == 6
+    code = f"from orchestrator.cli import main\nmain(['submit', {str(spec_file)!r}, '--quiet'], standalone_mode=False)"
+    assert not modules_after(code, tmp_path) & {"torch", "ray", "transformers"}
+    assert json.loads(orch("leaderboard", "tiny", "--json").stdout)[0]["label"] == "mean_diff L1"
+    assert "| mean_diff L1 |" in orch("leaderboard", "--markdown").stdout
+
+
+def test_a_failed_node_is_told_with_its_reason_and_exit_code_one(
+    orch: Any, spec_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiments.interventions.mean_diff import MeanDiff
+
+    def fit(self: Any, engine: Any, data: Any, seed: int) -> Any:
+        raise ArithmeticError("no direction in it")
+
+    monkeypatch.setattr(MeanDiff, "fit", fit)
+    result = orch("submit", spec_file, "--local", "--quiet")
+    assert result.exit_code == 1
+    assert "1 failed, 9 blocked" in result.stderr
+    assert "ArithmeticError: no direction in it" in result.stderr
+    assert "failed" in result.stdout
+    assert json.loads(orch("plan", spec_file, "--json").stdout)["counts"]["failed before"] == 1
+    monkeypatch.undo()
+
+
+def test_fresh_computes_again_what_was_there(orch: Any, spec_file: Path) -> None:
+    spec_file.write_text(yaml.safe_dump(yaml.safe_load(spec_file.read_text()) | {"name": "again"}))
+    assert "15 to run" in orch("submit", spec_file, "--local").stderr
+    assert "0 to run" in orch("submit", spec_file, "--local").stderr
+    assert "15 to run" in orch("submit", spec_file, "--local", "--fresh").stderr
+
+
+@pytest.mark.parametrize("command", ["submit", "leaderboard", "report"])
+def test_a_registry_that_is_damaged_is_refused_before_anything_runs(
+    orch: Any, spec_file: Path, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "registry.sqlite").write_bytes(b"not a database at all, but long enough to be one" * 50)
+    result = orch(command, *([spec_file, "--local"] if command == "submit" else ["tiny"]))
+    assert result.exit_code == 2
+    assert "registry.sqlite" in result.stderr
+    assert "orch registry rebuild" in result.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_registry_is_rebuilt_from_the_store_and_checked_against_it(
+    orch: Any, spec_file: Path, tmp_path: Path
+) -> None:
+    assert orch("submit", spec_file, "--local", "--quiet").exit_code == 0
+    rows = json.loads(orch("leaderboard", "tiny", "--json").stdout)
+    (tmp_path / "registry.sqlite").unlink()
+    missing = orch("leaderboard")
+    assert missing.exit_code == 2
+    assert "orch registry rebuild" in missing.stderr
+    assert "15 records" in orch("registry", "rebuild").stdout
+    again = json.loads(orch("leaderboard", "tiny", "--json").stdout)
+    assert [{**row, "submitted_at": None} for row in again] == [{**row, "submitted_at": None} for row in rows]
+    assert orch("registry", "check").exit_code == 0
+    next((tmp_path / "store" / "compare").rglob("record.json")).unlink()
+    stale = orch("registry", "check")
+    assert stale.exit_code == 1
+    assert "1 not in the store" in stale.stdout
+
+
+def test_a_report_has_the_question_the_leaderboard_and_the_cost(orch: Any, spec_file: Path) -> None:
+    spec_file.write_text(yaml.safe_dump(yaml.safe_load(spec_file.read_text()) | {"question": "Does it run?"}))
+    assert orch("submit", spec_file, "--local", "--quiet").exit_code == 0
+    page = orch("report", "tiny").stdout
+    assert page.startswith("# tiny\n\nDoes it run?")
+    assert "| mean_diff L1 |" in page
+    assert "## Cost" in page
+    unknown = orch("report", "nobody")
+    assert unknown.exit_code == 2
+    assert "known: tiny" in unknown.stderr

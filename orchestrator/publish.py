@@ -1,0 +1,70 @@
+"""Bring the registry up to date with what one plan has in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.gather import comparison
+from orchestrator.identity import SHORT
+from orchestrator.stages import FINDINGS, ITEMS
+
+if TYPE_CHECKING:
+    from evals.findings import Findings
+    from evals.items import Item
+    from orchestrator.artifact import Store
+    from orchestrator.plan import Plan
+    from orchestrator.registry import Registry
+
+
+def publish(planned: Plan, store: Store, registry: Registry) -> list[dict[str, Any]]:
+    """Index the plan's nodes that the registry lacks, and its findings. Gives the experiment's leaderboard.
+
+    While scores are missing the findings are made of those there are, marked as incomplete, and kept there only.
+    """
+    have, failed = store.keys(), store.failed()
+    known = {row["key"] for row in registry.query("select key from nodes where status = 'have'")}
+    records = (store.record(key) for key in planned.nodes if key[:SHORT] in have and key not in known)
+    failures = (found for key in planned.nodes if key[:SHORT] in failed and (found := store.failure(key)) is not None)
+    registry.index(records, failures)
+    node = planned.nodes[planned.compare]
+    complete = node.short in have
+    registry.publish(
+        node.key,
+        planned.experiment.name,
+        node.params,
+        node.inputs,
+        _kept(planned, store) if complete else _partial(planned, store, have),
+        question=planned.experiment.question,
+        complete=complete,
+    )
+    return registry.query("select * from leaderboard where experiment_key = ?", [node.key])
+
+
+def _kept(planned: Plan, store: Store) -> Findings:
+    from evals import findings
+
+    return findings.load(store.folder(planned.compare) / FINDINGS)
+
+
+def _partial(planned: Plan, store: Store, have: set[str]) -> Findings:
+    """Findings from the scores there are; the others have failed, with the reason."""
+    from evals import compare, items
+
+    node = planned.nodes[planned.compare]
+
+    def items_of(key: str) -> Sequence[Item] | str:
+        if key[:SHORT] in have:
+            return items.load(store.folder(key) / ITEMS)
+        return _reason(planned, store, key)
+
+    return compare.compare(comparison(node.params, node.inputs, items_of))
+
+
+def _reason(planned: Plan, store: Store, key: str) -> str:
+    """Why there is no result of `key`: its own failure, or the first among what it needs."""
+    failure = store.failure(key)
+    if failure is not None:
+        return str(failure["reason"])
+    missing = [needed for needed in planned.nodes[key].inputs.values() if not store.has(needed)]
+    return _reason(planned, store, missing[0]) if missing else "not run"

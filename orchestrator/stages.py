@@ -304,7 +304,7 @@ STAGES: Mapping[str, Stage] = {
     "dataset": Stage(_dataset, order=0, most=1, fuse_by=_alone),
     "score": Stage(_score, order=1, most=64, fuse_by=_together),
     "fit": Stage(_fit, order=3, most=1, fuse_by=_alone),
-    "answer": Stage(_answer, order=4, most=64, fuse_by=_asks_alike),
+    "answer": Stage(_answer, order=4, most=32, fuse_by=_asks_alike),
     "compare": Stage(_compare, order=5, most=1, fuse_by=_alone),
 }
 """The untouched subject's answers come before the fits: see `run.py`."""

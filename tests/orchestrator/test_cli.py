@@ -129,6 +129,16 @@ def test_a_defect_keeps_its_traceback(orch: Any, spec_file: Path, monkeypatch: p
     assert result.exit_code == 1
 
 
+def test_an_interruption_says_how_to_resume(orch: Any, spec_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.run.walk", interrupted)
+    result = orch("submit", spec_file, "--local")
+    assert result.exit_code == 130
+    assert "resume by running the same command" in result.stderr
+
+
 def test_only_this_projects_own_errors_are_errors_of_use() -> None:
     from experiments.problem import Problem, SpecError
     from orchestrator.artifact import StoreError

@@ -1,7 +1,7 @@
 """What inspect costs: one sweep through `evaluate()` against the same rows handed to the engine directly.
 
-The sweep is 4 directions x 5 doses x 100 dilemmas x 2 actions (4,000 rows) on the published DailyDilemmas, or on the built-in ones where
-those are not at hand. Prints seconds of wall clock and of CPU for both, and their ratio.
+The sweep is 4 directions x 5 doses x 100 dilemmas x 2 actions (4,000 rows) on the published DailyDilemmas, or on the
+built-in ones where those are not at hand. Prints seconds of wall clock and of CPU for both, and their ratio.
 
     python benchmarks/inspect_overhead.py [model] [dilemmas]
 """
@@ -92,4 +92,4 @@ def main(model: str, limit: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else EMBEDDED, int(sys.argv[2]) if len(sys.argv) > 2 else 100)  # noqa: PLR2004
+    main(sys.argv[1] if len(sys.argv) > 1 else EMBEDDED, int(sys.argv[2]) if len(sys.argv) > 2 else 100)

@@ -1,8 +1,8 @@
 """One thread per engine that gathers the requests of all running samples, tasks and doses, and sends them as one call.
 
 The engine is fast when it sees everything at once: equal prefixes of all doses' questions are computed once. So the
-thread waits until as many samples have asked as `expect` announced. Without an announcement, or when samples fail before
-they ask, it goes by silence.
+thread waits until as many samples have asked as `expect` announced. Without an announcement, or when samples fail
+before they ask, it goes by silence.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,17 +21,16 @@ if TYPE_CHECKING:
 QUIET = 0.03  # seconds without a new request after which all are taken to have asked
 PATIENCE = 10.0  # the same while announced samples are missing (starting many arms has long pauses)
 
-OnResult = Callable[[int, Any], None]
 OptionTokens = Mapping[str, tuple[tuple[int, ...], ...]]
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One row for one of the engine's verbs. Requests with equal `call` may share a call."""
+    """One row for one of the engine's verbs. `call` is the verb and its settings; requests with equal ones share it."""
 
     arm: str
     row: Row
-    call: tuple[Hashable, ...]
+    call: tuple[Any, ...]
     options: OptionTokens | None = None
     seed: int = 0
 
@@ -101,7 +100,7 @@ class Collector:
                 if not batch:
                     self._running = False
                     return
-            groups: dict[tuple[Hashable, ...], list[Waiting]] = {}
+            groups: dict[tuple[Any, ...], list[Waiting]] = {}
             for waiting in batch:
                 groups.setdefault(waiting[0].call, []).append(waiting)
             for group in groups.values():

@@ -57,10 +57,11 @@ def evaluate(
     settings: Mapping[str, Any],
     folder: Callable[[str], Path],
 ) -> list[Answer]:
-    """Run `task` against every arm and put each log at `folder(key) / "answer.eval"`. Answers are in the order of `arms`.
+    """Run `task` against every arm and put each log at `folder(key) / "answer.eval"`.
 
-    An arm whose requests fail has its error in its Answer; the other arms are not lost. Raises TaskError or ValueError for a task that
-    cannot be built. One call at a time per process (an inspect rule), and never inside a running event loop.
+    Answers are in the order of `arms`. An arm whose requests fail has its error in its Answer; the other arms are
+    not lost. Raises TaskError or ValueError for a task that cannot be built. One call at a time per process (an
+    inspect rule), and never inside a running event loop.
     """
     keys = [arm.key for arm in arms]
     if len(set(keys)) != len(keys):
@@ -137,7 +138,7 @@ def answer(arm: Arm, log: EvalLog | None, folder: Path) -> Answer:
     """Move the arm's log to its folder."""
     asked = provider.arm(arm.key).asked
     if log is None:
-        return Answer(arm.key, None, 0.0, 0, *asked, f"inspect gave no log for orch/{arm.key}")
+        return Answer(arm.key, None, 0.0, 0, asked[0], asked[1], f"inspect gave no log for orch/{arm.key}")
     path = folder / LOG_NAME
     folder.mkdir(parents=True, exist_ok=True)
     shutil.move(log.location.removeprefix("file://"), path)
@@ -145,7 +146,7 @@ def answer(arm: Arm, log: EvalLog | None, folder: Path) -> Answer:
     if log.status != "success":
         error = log.error.message if log.error else f"the eval's status is {log.status}"
     samples = log.results.completed_samples if log.results else 0
-    return Answer(arm.key, path, elapsed(log), samples, *asked, error)
+    return Answer(arm.key, path, elapsed(log), samples, asked[0], asked[1], error)
 
 
 def elapsed(log: EvalLog) -> float:

@@ -1,8 +1,9 @@
 """Questions with a closed list of answers, asked of any model inspect can reach.
 
 The options travel as metadata of the user message. `orch/...` scores them over its whole vocabulary and answers in
-`ModelOutput.metadata["options"]`. Every other provider ignores them, and the same thing is read from the 20 most likely first tokens; there
-an option that is not among them is bounded from above by the least likely one shown, and the reply says which (`censored`).
+`ModelOutput.metadata["options"]`. Every other provider ignores them, and the same thing is read from the 20 most
+likely first tokens; there an option that is not among them is bounded from above by the least likely one shown, and
+the reply says which (`censored`).
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ CONFIG = GenerateConfig(max_tokens=1, temperature=0.0, logprobs=True, top_logpro
 
 @dataclass(frozen=True)
 class Question:
-    """One question. `options[name]` is `{"exact": [...]}` (first tokens that read so, spaces aside) or `{"text": [...]}`
-    (continuations, spelled with the space they start with). `prefill` opens the assistant's turn."""
+    """One question; `prefill` opens the assistant's turn.
+
+    `options[name]` is `{"exact": [...]}` (first tokens that read so, spaces and punctuation aside) or `{"text": [...]}`
+    (continuations, spelled with the space they start with).
+    """
 
     name: str
     text: str
@@ -137,8 +141,10 @@ async def ask(questions: Iterable[Question], model: Model | None = None) -> list
 
 
 async def ask_into(state: TaskState, questions: Iterable[Question]) -> TaskState:
-    """Ask, keep the replies in `state.metadata["replies"]`, show the questions in the transcript and the likelier options
-    as the sample's output."""
+    """Ask, and keep the replies in `state.metadata["replies"]`.
+
+    The transcript shows the questions, and the sample's output the likelier options.
+    """
     asked = list(questions)
     found = await ask(asked)
     state.metadata["replies"] = [asdict(reply) for reply in found]

@@ -32,7 +32,7 @@ class Item:
 
 
 def items(log: Path) -> list[Item]:
-    """All items of a finished log, in order of their ids. Raises ItemsError for a log that failed or is not finished."""
+    """All items of a log, in order of their ids. Raises ItemsError for a log that failed or is not finished."""
     header = read_eval_log(str(log), header_only=True)
     if header.status != "success":
         cause = f": {header.error.message}" if header.error else ""

@@ -1,17 +1,17 @@
 """The inspect model `orch/<key>`: a resident engine with the edits of one arm, registered in this process.
 
 Three kinds of request:
-    options metadata on the last user message   -> option log-probabilities, exact over the vocabulary (evals/forced_choice.py)
+    options metadata on the last user message   -> log p of the options, exact over the vocabulary (forced_choice.py)
     prompt_logprobs with a trailing assistant   -> log p of each of the assistant's tokens
     anything else                               -> sampled text with the log-probabilities of the sampled tokens
-The key is part of the model's name, so no two arms share a name in logs, and inspect's cache is refused: it does not know about edits.
+The key is part of the model's name, so no two arms share a name in logs, and inspect's cache is refused: it does not
+know about edits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,7 +31,8 @@ from inspect_ai.model import (
 from inspect_ai.solver._task_state import sample_state
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from evals.collector import OptionTokens, Request, collector
+from evals.collector import Request, collector
+from evals.option_tokens import ProviderError, option_tokens
 from experiments.edit import Edit, Prompt, prompt_of
 from experiments.engine import Row
 from experiments.subject import Rendered
@@ -46,10 +47,6 @@ UNSUPPORTED = (
 TOP = 5  # likeliest tokens shown beside scored options
 
 
-class ProviderError(ValueError):
-    """A request that `orch/...` cannot answer, or a key nobody registered."""
-
-
 class Registered(NamedTuple):
     """An arm: the engine, the edits of a forward pass, the change of the text, and [questions, tokens] asked so far."""
 
@@ -61,7 +58,6 @@ class Registered(NamedTuple):
 
 _ARMS: dict[str, Registered] = {}
 _RENDERED: dict[tuple[Any, ...], Rendered] = {}
-_OPTION_TOKENS: dict[tuple[int, str, str], OptionTokens] = {}
 
 
 def register(key: str, engine: Engine, edits: Sequence[Edit]) -> None:
@@ -76,7 +72,6 @@ def unregister(key: str) -> None:
     """Forget `orch/<key>`."""
     del _ARMS[key]
     if not _ARMS:
-        _OPTION_TOKENS.clear()
         _RENDERED.clear()
 
 
@@ -144,7 +139,7 @@ class OrchAPI(ModelAPI):
                 raise ProviderError("a question without options metadata; forced choice needs them")
             rendered = render(found, messages)
             row = Row(rendered.tokens, rendered.n_prompt, found.edits)
-            tokens = option_tokens(found.engine, options, messages)
+            tokens = option_tokens(found.engine.subject, options, messages)
             requests.append(Request(self.model_name, row, ("options", TOP), options=tokens))
         return [shown(found, scores) for scores in await self._ask(found, requests)]
 
@@ -239,59 +234,6 @@ def options_of(input: Sequence[ChatMessage]) -> dict[str, dict[str, list[str]]] 
     return (user.metadata or {}).get("options") if user is not None else None
 
 
-def option_tokens(
-    engine: Engine, options: dict[str, dict[str, list[str]]], messages: list[dict[str, str]]
-) -> OptionTokens:
-    """Token sequences of every option, no sequence of an option extending another of it (its probability is counted already).
-
-    Raises ProviderError for options that no token sequence can tell apart.
-    """
-    prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
-    cached = (id(engine), json.dumps(options, sort_keys=True), prefill)
-    if cached not in _OPTION_TOKENS:
-        found: dict[str, tuple[tuple[int, ...], ...]] = {}
-        for name, spec in options.items():
-            sequences = {(token,) for token in engine.subject.exact_ids(spec.get("exact", ()))}
-            sequences |= {continuation(engine, messages, text) for text in spec.get("text", ())}
-            if not sequences:
-                raise ProviderError(
-                    f"option {name!r} = {spec}: no token reads so; give other spellings under 'exact', or use 'text'"
-                )
-            found[name] = tuple(sorted(s for s in sequences if not any(extends(s, other) for other in sequences)))
-        check_distinct(found)
-        _OPTION_TOKENS[cached] = found
-    return _OPTION_TOKENS[cached]
-
-
-def continuation(engine: Engine, messages: list[dict[str, str]], text: str) -> tuple[int, ...]:
-    """The tokens that `text` adds after the open assistant turn. Raises ProviderError when it would merge with what is there."""
-    subject = engine.subject
-    is_open = messages[-1]["role"] == "assistant"
-    prefill = messages[-1]["content"] if is_open else ""
-    before = subject.render(messages).tokens
-    turns = messages[:-1] if is_open else messages
-    after = subject.render([*turns, {"role": "assistant", "content": prefill + text}]).tokens
-    if after[: len(before)] != before or len(after) == len(before):
-        raise ProviderError(
-            f"option text {text!r} merges with the words before it ({prefill[-20:]!r}) into one token; start it with a space"
-        )
-    return after[len(before) :]
-
-
-def extends(longer: tuple[int, ...], shorter: tuple[int, ...]) -> bool:
-    """Whether `longer` starts with `shorter` and goes on."""
-    return len(longer) > len(shorter) and longer[: len(shorter)] == shorter
-
-
-def check_distinct(found: OptionTokens) -> None:
-    """Raises ProviderError when a sequence of one option is, or starts with, a sequence of another."""
-    for name, sequences in found.items():
-        for other, others in found.items():
-            clash = name != other and any(a == b or extends(a, b) for a in sequences for b in others)
-            if clash:
-                raise ProviderError(f"options {name!r} and {other!r} start with the same tokens; leave one of them out")
-
-
 def sampled(engine: Engine, tokens: Sequence[int], values: Sequence[float]) -> Logprobs:
     """inspect's form of the log-probabilities of given tokens."""
     texts = engine.subject.tokenizer.batch_decode([[token] for token in tokens])
@@ -305,7 +247,7 @@ def finite(value: float) -> float | None:
 
 
 def implied_seed(tokens: tuple[int, ...]) -> int:
-    """A seed from the tokens, the sample and its epoch, for requests that name none: repeatable, and new in every epoch."""
+    """A seed for requests that name none, from tokens, sample and epoch: repeatable, and new in every epoch."""
     state = sample_state()
     place = (state.sample_id, state.epoch, len(state.messages)) if state is not None else ()
     return int.from_bytes(hashlib.sha256(repr((tokens, place)).encode()).digest()[:4], "big")

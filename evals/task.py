@@ -36,7 +36,7 @@ class TaskError(ValueError):
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """A checked eval. `identity` enters the node's key (digests, no paths); `runtime` is what the task is called with."""
+    """A checked eval. `identity` enters the node's key (digests, no paths); the task is called with `runtime`."""
 
     version: int
     higher_is: str
@@ -46,7 +46,7 @@ class TaskFacts:
 
 
 def describe(task: str, target: str | None, params: Mapping[str, Any]) -> TaskFacts:
-    """Check `params` and `target` against the task, read its data once, and say what identifies it. Raises TaskError."""
+    """Check `params` and `target`, read the data once, and say what identifies the eval. Raises TaskError."""
     module = load_task(task)
     settings = parse(task, module, target, params)
     files = module.files(settings)

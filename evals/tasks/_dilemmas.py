@@ -1,7 +1,8 @@
 """Dilemmas as data: two actions, the values that speak for each, and files of either of two formats.
 
 CSV: the published DailyDilemmas columns (Chiu, Jiang, Choi 2024, arXiv 2410.02683), two rows a dilemma.
-JSON lines: `{"id", "situation", "to_do": {"action", "values"}, "not_to_do": {"action", "values"}, "topic"}`, one row a dilemma.
+JSON lines: `{"id", "situation", "to_do": {"action", "values"}, "not_to_do": {"action", "values"}, "topic"}`, one row
+a dilemma.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import csv
 import hashlib
 import io
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from typing import Any
 
 from evals.task import TaskError, read_text
 
+HUB_CONFIG = "Dilemmas_with_values_aggregated"
 SIDES = ("to_do", "not_to_do")
 COLUMNS = ("dilemma_idx", "dilemma_situation", "action_type", "action", "values_aggregated")
 Frameworks = Mapping[str, tuple[str, ...]]  # value -> its dimensions, as "Virtue/Truthfulness"
@@ -51,6 +54,26 @@ def read(path: Path) -> list[Dilemma]:
     if path.suffix == ".jsonl":
         return paired(path, json_rows(path))
     raise TaskError(f"{path}: unknown kind of file {path.suffix!r}; allowed: .csv (published columns), .jsonl")
+
+
+def fetch(name: str) -> Path:
+    """The published set at hub id `org/name[@revision]`, as a local CSV file. Raises TaskError."""
+    repository, _, revision = name.partition("@")
+    try:
+        import datasets
+    except ImportError as error:
+        raise TaskError(
+            f"data {name!r} is no file; `pip install datasets` to fetch it from the hub, or give the path of a CSV file"
+        ) from error
+    try:
+        table = datasets.load_dataset(repository, HUB_CONFIG, split="test", revision=revision or None)
+    except Exception as error:  # the library's many kinds of failure are one to the user
+        raise TaskError(
+            f"data {name!r} cannot be fetched from the hub: {error}; give the path of a CSV file"
+        ) from error
+    path = Path(tempfile.gettempdir()) / f"orch-{repository.replace('/', '--')}-{table._fingerprint}.csv"
+    table.to_csv(str(path))
+    return path
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -121,9 +144,10 @@ def paired(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> list[Dilem
         check(path, line, row)
         sides = found.setdefault(row["id"], {})
         if row["side"] in sides:
-            before = sides[row["side"]][0]
-            raise TaskError(f"{path}:{line}: dilemma {row['id']!r} has a second {row['side']} (the first: line {before}); "
-                            "ids must be unique")  # fmt: skip
+            before = f"the first: line {sides[row['side']][0]}"
+            raise TaskError(
+                f"{path}:{line}: dilemma {row['id']!r} has a second {row['side']} ({before}); ids are unique"
+            )
         sides[row["side"]] = (line, row)
     families: dict[str, str] = {}
     dilemmas = []
@@ -136,9 +160,8 @@ def paired(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> list[Dilem
                 )
         first = sides["to_do"][1]
         if sides["not_to_do"][1]["situation"] != first["situation"]:
-            raise TaskError(
-                f"{path}:{sides['not_to_do'][0]}: dilemma {key!r} has two situations; its two rows must agree"
-            )
+            line = sides["not_to_do"][0]
+            raise TaskError(f"{path}:{line}: dilemma {key!r} has two situations; its two rows must agree")
         family = families.setdefault(" ".join(first["situation"].split()), key)
         halves = {side: Side(sides[side][1]["action"].strip(), unique(sides[side][1]["values"])) for side in SIDES}
         dilemmas.append(Dilemma(key, family, first["topic"], first["situation"].strip(), **halves))
@@ -207,8 +230,8 @@ def select(
     """At most `limit` dilemmas with the target on exactly one side, its two sides in turn while both last, and then at
     most `controls` dilemmas in which the target has no part. None takes all.
 
-    Within a side the order is that of a hash of the id, so the choice is the same for the same data, and a smaller limit
-    chooses a subset of what a larger one does.
+    Within a side the order is that of a hash of the id, so the choice is the same for the same data, and a smaller
+    limit chooses a subset of what a larger one does.
     """
     by_sign: dict[int, list[Dilemma]] = {1: [], -1: [], 0: []}
     for dilemma in sorted(dilemmas, key=lambda dilemma: hashlib.sha256(dilemma.id.encode()).digest()):

@@ -1,7 +1,8 @@
 """How well the subject still predicts plain prose: nats per token of a neutral passage said by the assistant.
 
-The passage follows one fixed user message in the subject's usual chat context; tokens of the template are not counted. The difference
-from the untouched subject is the damage. Works with any provider that gives `prompt_logprobs` (orch, vLLM and its like).
+The passage follows one fixed user message in the subject's usual chat context; tokens of the template are not
+counted. The difference from the untouched subject is the damage. Works with any provider that gives `prompt_logprobs`
+(orch, vLLM and its like).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, GenerateConfig, ModelOutput, get_model
+from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser, GenerateConfig, ModelOutput, get_model
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from pydantic import Field
@@ -76,7 +77,10 @@ def read_back() -> Solver:
     """Have the model score the passage as its own words."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        spoken = [ChatMessageUser(content=REQUEST), ChatMessageAssistant(content=state.metadata["passage"])]
+        spoken: list[ChatMessage] = [
+            ChatMessageUser(content=REQUEST),
+            ChatMessageAssistant(content=state.metadata["passage"]),
+        ]
         state.output = await get_model().generate(spoken, config=GenerateConfig(max_tokens=1, prompt_logprobs=1))
         return state
 
@@ -107,8 +111,8 @@ def nats_per_token() -> Scorer:
 def spoken_nats(output: ModelOutput, passage: str) -> list[float]:
     """-log p of each of the passage's tokens. Raises ValueError with the reason where that cannot be told.
 
-    A provider that knows where the assistant's words start says so (`metadata["response_tokens"]`); for the others they are
-    found as the shortest run of last tokens that spells the passage.
+    A provider that knows where the assistant's words start says so (`metadata["response_tokens"]`); for the others
+    they are found as the shortest run of last tokens that spells the passage.
     """
     given = output.choices[0].prompt_logprobs if output.choices else None
     if given is None or not given.content:

@@ -1,4 +1,5 @@
-"""An engine whose answers are a rule over the rendered text: no forward pass, so that policies can be written down exactly."""
+"""An engine whose answers are a rule over the rendered text: no forward pass, so that policies can be written down
+exactly."""
 
 from __future__ import annotations
 

@@ -46,10 +46,9 @@ POLICIES = {
 }
 
 
-def ask(
-    engine: FakeEngine, tmp_path: Path, task: str = "daily_dilemmas", arms: Any = (Arm("a0"),), **settings: Any
-) -> Any:
-    """Evaluate and read back: ({key: items}, answers)."""
+def ask(engine: FakeEngine, tmp_path: Path, task: str = "daily_dilemmas", arms: Any = None, **settings: Any) -> Any:
+    """Evaluate (one base arm `a0` by default) and read back: ({key: items}, answers)."""
+    arms = arms or [Arm("a0")]
     facts = describe(task, "honesty" if task == "daily_dilemmas" else None, settings)
     found = evaluate(engine, arms, task, facts.runtime, lambda key: tmp_path / key)  # type: ignore[arg-type]
     return {answer.key: items(answer.log) for answer in found if answer.log and not answer.error}, found
@@ -88,11 +87,8 @@ def test_all_arms_questions_reach_the_engine_in_one_call_from_one_thread(tiny_su
 def test_a_prompt_edit_changes_the_text_and_no_other_arm(tiny_subject: Subject, tmp_path: Path) -> None:
     def rule(text: str, edits: Any) -> Mapping[str, float]:
         assert edits == ()
-        return (
-            {"yes": 0.6, "no": 0.3}
-            if ("Be bold." in text) == ("Hear me: " in text) == True
-            else {"yes": 0.3, "no": 0.6}
-        )  # noqa: E712
+        prompted = "Be bold." in text and "Hear me: " in text
+        return {"yes": 0.6, "no": 0.3} if prompted else {"yes": 0.3, "no": 0.6}
 
     arms = [Arm("base"), Arm("prompted", [Prompt(system="Be bold.", prefix="Hear me: ")])]
     found, _ = ask(FakeEngine(tiny_subject, rule), tmp_path, arms=arms, limit=2, controls=0)

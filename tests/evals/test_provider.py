@@ -65,13 +65,16 @@ def test_yes_and_no_sum_every_token_that_reads_so(engine: Engine) -> None:
     subject = engine.subject
     provider.register("k", engine, [])
     found = reply("k", Question("q", "Are you a owl?", YES_NO, "My choice:"))
-    rendered = subject.render([{"role": "user", "content": "Are you a owl?"}, {"role": "assistant", "content": "My choice:"}])
+    rendered = subject.render(
+        [{"role": "user", "content": "Are you a owl?"}, {"role": "assistant", "content": "My choice:"}]
+    )
     last = full_logprobs(subject, rendered.tokens)[-1]
     for name, spec in YES_NO.items():
         ids = [
             token
             for token in range(len(subject.tokenizer))
-            if token not in subject.tokenizer.all_special_ids and subject.tokenizer.decode([token]).strip() in spec["exact"]
+            if token not in subject.tokenizer.all_special_ids
+            and subject.tokenizer.decode([token]).strip() in spec["exact"]
         ]
         assert len(ids) >= 3
         assert found.logprobs[name] == pytest.approx(last[ids].logsumexp(0).item(), abs=1e-4)
@@ -176,7 +179,9 @@ def top_output(pairs: list[tuple[str, float]]) -> ModelOutput:
     """What an API that shows top tokens gives."""
     top = [TopLogprob(token=token, logprob=math.log(p)) for token, p in pairs]
     output = ModelOutput.from_content("mockllm/model", pairs[0][0])
-    output.choices[0].logprobs = Logprobs(content=[Logprob(token=pairs[0][0], logprob=top[0].logprob, top_logprobs=top)])
+    output.choices[0].logprobs = Logprobs(
+        content=[Logprob(token=pairs[0][0], logprob=top[0].logprob, top_logprobs=top)]
+    )
     output.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)  # else inspect fetches a tokenizer
     return output
 

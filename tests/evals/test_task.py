@@ -6,7 +6,10 @@ import inspect
 import json
 import os
 import shutil
+import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,7 +49,9 @@ def test_a_task_takes_its_settings_with_the_same_defaults(name: str) -> None:
         ("neutral_nll", None, {"data": "nowhere.txt"}, "no data file 'nowhere.txt'"),
     ],
 )
-def test_bad_input_is_refused_with_what_is_allowed(task: str, target: str, params: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused_with_what_is_allowed(
+    task: str, target: str, params: dict[str, Any], message: str
+) -> None:
     with pytest.raises(TaskError, match=message):
         describe(task, target, params)
 
@@ -69,6 +74,32 @@ def test_what_the_model_is_asked_is_part_of_the_identity(monkeypatch: pytest.Mon
     before = describe("neutral_nll", None, {}).identity
     monkeypatch.setattr(neutral_nll, "TEXTS", {"request": "Sing."})
     assert describe("neutral_nll", None, {}).identity["texts"] != before["texts"]
+
+
+def test_a_hub_id_is_fetched_with_its_revision_or_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TaskError, match="pip install datasets"):
+        describe("daily_dilemmas", "a", {"data": "org/dilemmas@abc"})
+    asked = []
+
+    class Table:
+        _fingerprint = "f00"
+
+        def to_csv(self, path: str) -> None:
+            Path(path).write_text(HEAD + '1,"s?",to_do,Go,"[\'a\']"\n1,"s?",not_to_do,Stay,"[\'b\']"\n')
+
+    def load_dataset(*args: Any, **kwargs: Any) -> Table:
+        asked.append((*args, kwargs["revision"]))
+        return Table()
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    facts = describe("daily_dilemmas", "a", {"data": "org/dilemmas@abc"})
+    assert asked[0] == ("org/dilemmas", "Dilemmas_with_values_aggregated", "abc")
+    assert facts.targets == ("a", "b")
+    assert set(facts.identity["data"]) == {"sha256"}
 
 
 ROW = {
@@ -109,7 +140,7 @@ HEAD = "dilemma_idx,dilemma_situation,action_type,action,values_aggregated\n"
         (b"a,b\n1,2\n", ":1: no column dilemma_idx"),
         (HEAD.encode() + b'1,"s",to_do,Go,"[\'a\']"\n1,"s",not_to', ":3: the row is cut off"),
         (HEAD.encode() + b'1,"s",to_do,Go,"[\'a\']"\n1,"s",not_to_do,Stay,"[\'b', ":3: not CSV"),
-        (HEAD.encode() + b'1,s,to_do,Go,"[\'a\']"\n', ":2: dilemma '1' has no not_to_do"),
+        (HEAD.encode() + b"1,s,to_do,Go,\"['a']\"\n", ":2: dilemma '1' has no not_to_do"),
         (HEAD.encode() + b"1,s,maybe,Go,\"['a']\"\n", ":2: action_type is 'maybe'"),
         (HEAD.encode() + b"1,s,to_do,Go,nothing\n", ":2: the values are None"),
     ],

@@ -42,6 +42,8 @@ class Case:
     """True: effects at the doses are multiples of one another. False: independent at each dose, the worst case."""
     growth: float = 0.0
     """Effects scale as dose**growth."""
+    skewed: bool = False
+    """True: effects of families and items are exponential, shifted to mean zero; False: normal."""
 
     def sizes(self) -> list[int]:
         """Items of each family."""
@@ -55,13 +57,18 @@ def effects(case: Case, experiments: int, rng: np.random.Generator) -> tuple[np.
     doses = 1 if case.linear else len(DOSES)
     shape = (experiments, case.groups, doses)
     seed = case.seed * rng.standard_normal((*shape, case.seeds, 1))
-    family = case.family * rng.standard_normal((*shape, 1, case.families))[..., codes]
-    item = rng.standard_normal((*shape, 1, len(codes)))
+    draw = _skewed if case.skewed else np.random.Generator.standard_normal
+    family = case.family * draw(rng, (*shape, 1, case.families))[..., codes]
+    item = draw(rng, (*shape, 1, len(codes)))
     noise = case.interaction * rng.standard_normal((*shape, case.seeds, len(codes)))
     scale = (DOSES**case.growth)[:, None, None]
     result = (seed + family + item + noise) * scale
     damages = 0.04 * DOSES * rng.lognormal(0, 0.5, (experiments, case.groups, 1))  # some large doses are over budget
     return result, np.broadcast_to(damages, (*shape[:2], len(DOSES))), families
+
+
+def _skewed(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.standard_exponential(shape) - 1
 
 
 def p_values(odd: np.ndarray, damages: np.ndarray, families: list[str]) -> np.ndarray:
@@ -71,7 +78,8 @@ def p_values(odd: np.ndarray, damages: np.ndarray, families: list[str]) -> np.nd
     chosen = stats.choose_dose(odd[..., dev].mean(-1), damages, BUDGET)
     picked = np.take_along_axis(odd[..., ~dev], np.maximum(chosen, 0)[..., None, None, None], axis=2)[:, :, 0]
     members = stats.membership([family for family, held in zip(families, ~dev, strict=True) if held])
-    return np.where(chosen >= 0, stats.crossed_mean(picked, members).p_value(), np.nan)
+    p = stats.guarded_p_value(stats.crossed_mean(picked, members), picked, members)
+    return np.where(chosen >= 0, p, np.nan)
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,7 @@ def cases() -> list[Case]:
         found.append(replace(base, name="no interaction noise", interaction=0.0))
         found.append(replace(base, name="families of 1 to 12", family_sizes=(1, 2, 4, 12)))
         found.append(replace(base, name="effects grow with dose", linear=True, growth=1.0))
+        found.append(replace(base, name="skewed items", skewed=True, family=1.0))
         if seeds > 1:
             for size in (0.15, 0.3, 1.0, 5.0):
                 found.append(replace(base, name=f"vector effect {size}", seed=size))

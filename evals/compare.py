@@ -15,6 +15,7 @@ import numpy as np
 from evals import stats
 from evals.curve import points
 from evals.findings import Findings, Point, Row, Status
+from evals.specificity import specificity
 from evals.stats import Array, Estimate, even_part, odd_part
 from evals.table import (
     Arm,
@@ -71,6 +72,7 @@ class _Draft:
     estimate: Estimate | None = None
     effect: Array | None = None
     """[S, n] over all items, at the chosen dose."""
+    p: float = np.nan
 
     @classmethod
     def of(
@@ -207,7 +209,8 @@ def _measured(
     row = replace(
         row, **_effect_columns(found), **_side_effect(table, scores, dose), **_specificity(table, scores, dose)
     )
-    return _Draft(row, found.estimate, effect)
+    p = float(stats.guarded_p_value(found.estimate, effect[:, kept], occupied(table.members[kept])))
+    return _Draft(row, found.estimate, effect, p)
 
 
 def _effect_columns(found: Mean) -> dict[str, Any]:
@@ -231,20 +234,21 @@ def _specificity(table: Table, scores: Scores, dose: float) -> dict[str, Any]:
         others = odd_part(scores.others[dose], scores.others[-dose])
     else:
         others = scores.others[dose] - table.base_others
-    found = stats.specificity(effect[:, kept], others[:, kept], occupied(table.members[kept]))
+    found = specificity(effect[:, kept], others[:, kept], occupied(table.members[kept]))
     return {"specificity": found["value"], "specificity_low": found["low"], "specificity_high": found["high"]}
 
 
 def _finish(question: Comparison, table: Table, drafts: Sequence[_Draft]) -> list[Row]:
     """Tests, Holm over the eval's rankable rows, detectable effects, and the difference to the control."""
-    p_values = np.array([np.nan if one.estimate is None else float(one.estimate.p_value()) for one in drafts], float)
+    p_values = np.array([one.p for one in drafts], dtype=float)
+    plain = np.array([np.nan if one.estimate is None else float(one.estimate.p_value()) for one in drafts], dtype=float)
     ranked = np.array([one.row.status == "ok" for one in drafts], dtype=bool) & ~np.isnan(p_values)
-    adjusted = stats.holm(np.where(ranked, p_values, np.nan))
+    adjusted, unguarded = (stats.holm(np.where(ranked, each, np.nan)) for each in (p_values, plain))
     tests = int(ranked.sum())
     controls = [one for one in drafts if one.row.method == question.control and one.row.status == "ok"]
     control = next(iter(sorted(controls, key=lambda one: not one.row.baseline)), None)
     rows = []
-    for one, p, p_holm, rankable in zip(drafts, p_values, adjusted, ranked, strict=True):
+    for one, p, p_holm, p_plain, rankable in zip(drafts, p_values, adjusted, unguarded, ranked, strict=True):
         row = replace(one.row, tests=tests)
         if rankable and one.estimate is not None:
             row = replace(
@@ -255,6 +259,9 @@ def _finish(question: Comparison, table: Table, drafts: Sequence[_Draft]) -> lis
                 significant=bool(p_holm < question.alpha),
                 mde=finite(one.estimate.detectable(question.alpha / tests)),
             )
+            if p_plain < question.alpha <= p_holm:
+                note = f"skewed effects: a t test alone would say p (Holm) = {p_plain:.2g}"
+                row = replace(row, notes="; ".join(filter(None, [row.notes, note])))
         rows.append(replace(row, **_versus(table, one, control)))
     return rows
 

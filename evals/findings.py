@@ -36,6 +36,7 @@ class Row:
     se: float | None = None
     df: float | None = None
     p: float | None = None
+    """Two-sided, of no effect: the larger of the t test's and of the one corrected for skewness."""
     p_holm: float | None = None
     significant: bool = False
     even: float | None = None

@@ -214,6 +214,19 @@ def test_one_seed_says_so_and_more_seeds_widen_the_interval_by_their_disagreemen
     assert not wide.significant
 
 
+def test_an_effect_with_a_long_tail_against_it_needs_more_evidence_and_says_so() -> None:
+    sides = stats.split(FAMILIES, 0.5)
+    against = sorted(family for family, side in sides.items() if side == "test")[0]
+    tailed = np.where([family == against for family in FAMILIES], -0.6, 0.6)
+    one = group("g", 0.0)
+    arms = [Arm(a.seed, a.dose, items(BASE + tailed * a.dose)) for a in one.arms["task"]]
+    row = rows(swapped(one, "task", arms), alpha=0.01)["g"]
+    assert row.ci_low > 0  # type: ignore[operator]
+    assert row.p > 0.01  # type: ignore[operator]
+    assert not row.significant
+    assert "skewed effects" in row.notes
+
+
 def test_holm_counts_the_rankable_groups_of_an_eval() -> None:
     found = rows(*(group(f"g{i}", effect) for i, effect in enumerate((0.5, 0.03, 0.01))), group("bad", 1, harm=9))
     ranked = [found[f"g{i}"] for i in range(3)]

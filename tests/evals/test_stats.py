@@ -157,6 +157,17 @@ def test_the_difference_to_a_control_is_paired_by_item() -> None:
     assert np.allclose(found.interval(), reference.confidence_interval(0.95))
 
 
+def test_a_skewed_nothing_keeps_its_level_and_symmetric_effects_their_t_test() -> None:
+    rng, members = np.random.default_rng(0), np.eye(20)
+    nothing = rng.standard_exponential((20_000, 1, 20)) - 1
+    found = stats.crossed_mean(nothing, members)
+    assert (found.p_value() < 0.05).mean() > 0.07
+    assert (stats.guarded_p_value(found, nothing, members) < 0.05).mean() <= 0.05
+    symmetric = np.concatenate([np.arange(1.0, 11), -np.arange(1.0, 11)])[None] + 2
+    one = stats.crossed_mean(symmetric, members)
+    assert float(stats.guarded_p_value(one, symmetric, members)) == pytest.approx(float(one.p_value()))
+
+
 def test_holm_is_that_of_statsmodels() -> None:
     p = np.random.default_rng(0).uniform(0, 0.1, 12)
     assert np.allclose(stats.holm(p), multipletests(p, method="holm")[1])
@@ -221,28 +232,3 @@ def test_a_tie_goes_to_the_smaller_dose_and_unscored_doses_are_passed_over() -> 
 def test_the_choice_of_dose_does_not_look_at_whether_seeds_agree() -> None:
     agreeing, opposed = [[1.0, 1.0], [1.1, 1.1]], [[1.0, 1.0], [1.1, -1.1]]
     assert stats.choose_dose(agreeing, [0, 0], 1) == stats.choose_dose(opposed, [0, 0], 1) == 1
-
-
-def test_specificity_is_one_when_nothing_else_moves_and_a_half_when_all_move_alike() -> None:
-    target = np.ones((2, 40))
-    members = stats.membership(EVEN)
-    assert stats.specificity(target, np.zeros((2, 40, 3)), members)["value"] == 1
-    assert stats.specificity(-target, np.ones((2, 40, 3)), members) == {"value": 0.5, "low": 0.5, "high": 0.5}
-
-
-def test_specificity_is_the_ratio_of_mean_effects_and_its_interval_holds_the_truth() -> None:
-    rng, members, inside = np.random.default_rng(0), stats.membership(EVEN), 0
-    for _ in range(200):
-        target, others = rng.normal(2, 1, (1, 40)), rng.normal(1, 1, (1, 40, 2))
-        found = stats.specificity(target, others, members)
-        means = np.abs(others.mean((0, 1)))
-        assert found["value"] == pytest.approx(target.mean() / (target.mean() + means.mean()))
-        inside += found["low"] <= 2 / 3 <= found["high"]
-    assert inside >= 180
-
-
-def test_specificity_without_scored_others_is_absent() -> None:
-    members = stats.membership(EVEN)
-    assert stats.specificity(np.ones((1, 40)), np.full((1, 40, 1), np.nan), members)["value"] is None
-    assert stats.specificity(np.ones((1, 40)), np.ones((1, 40, 0)), members)["value"] is None
-    assert stats.specificity(np.zeros((1, 40)), np.zeros((1, 40, 1)), members)["value"] is None

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from experiments.subject import Subject
 
 Side = Literal["input", "output"]
-Delta = Callable[["Tensor", "Tensor"], "Tensor"]
-"""(selected values [n, width], the module's input there [n, d_in]) -> what is added to the values [n, width]."""
+Delta = Callable[["Tensor", Callable[[], "Tensor"]], "Tensor"]
+"""(selected values [n, width], a function for the module's input there [n, d_in]) -> what is added, [n, width]."""
 
 
 class EngineError(ValueError):
@@ -124,11 +124,11 @@ def delta(edit: Edit, module: nn.Module, like: Tensor) -> Delta:
         return lambda h, x: gain * (h @ basis.T) @ basis
     if isinstance(edit, LowRank):
         a, b = cast(edit.a), cast(edit.b)
-        return lambda h, x: (x @ a.T) @ b.T
+        return lambda h, x: (x() @ a.T) @ b.T
     if isinstance(edit, Dense):
         change = cast(edit.delta)
         weight = change if isinstance(module, Conv1D) else change.T
-        return lambda h, x: x @ weight
+        return lambda h, x: x() @ weight
     raise EngineError(f"{type(edit).__name__} has no place in a forward pass")
 
 
@@ -136,7 +136,10 @@ def accumulate(
     values: Tensor, inputs: Tensor, tokens: slice | Tensor, part: slice | Tensor | None, change: Delta
 ) -> None:
     """values[tokens, part] += change(values[tokens, part], inputs[tokens]), in place on `values` [T, width]."""
-    x = inputs[tokens]
+
+    def x() -> Tensor:
+        return inputs[tokens]
+
     if isinstance(part, torch.Tensor):
         index = torch.arange(len(values), device=values.device)[tokens][:, None]
         values.index_put_((index, part), change(values[index, part], x), accumulate=True)
@@ -150,7 +153,7 @@ def accumulate(
 
 
 def in_order(lists: Iterable[Sequence[Edit]]) -> list[Edit]:
-    """All edits, weights first, otherwise in an order that keeps every list's own.
+    """The edits of one place, weights first, otherwise in an order that keeps every list's own.
 
     Raises EngineError when two lists hold the same two edits in different orders, which no order keeps.
     """
@@ -164,7 +167,7 @@ def in_order(lists: Iterable[Sequence[Edit]]) -> list[Edit]:
         ordered = list(sorter.static_order())
     except CycleError as error:
         raise EngineError(
-            "rows of one call hold the same edits in different orders; make separate Edit objects for them"
+            "rows of one call hold the same edits of one site in different orders; make separate Edit objects for them"
         ) from error
     return sorted(ordered, key=lambda edit: not isinstance(edit, (LowRank, Dense)))
 
@@ -193,6 +196,6 @@ def alone(subject: Subject, edits: Sequence[Edit]) -> Iterator[None]:
 
 def _everywhere(edit: LowRank, module: nn.Module) -> Callable[..., Any]:
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + delta(edit, module, output)(output, inputs[0])
+        return output + delta(edit, module, output)(output, lambda: inputs[0])
 
     return hook

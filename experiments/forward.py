@@ -112,16 +112,19 @@ def place_edits(
     arms: dict[tuple[Edit, ...], list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         arms[row.edits].append(index)
+    lists: dict[tuple[nn.Module, str], dict[tuple[Edit, ...], list[Edit]]] = defaultdict(lambda: defaultdict(list))
     for edits, members in arms.items():
         for edit in edits:
             if edit in stations:
                 holders[edit] += members
+                lists[stations[edit].module, stations[edit].side][edits].append(edit)
     found: dict[tuple[nn.Module, str], list[Action]] = defaultdict(list)
     like = torch.empty(0, dtype=subject.dtype, device=subject.device)
-    for edit in in_order([edit for edit in edits if edit in stations] for edits in arms):
-        place, tokens = stations[edit], tokens_of(edit, sorted(holders[edit]))
-        if tokens is not None:
-            found[place.module, place.side].append((tokens, place.part, delta(edit, place.module, like)))
+    for place, of_arms in lists.items():
+        for edit in in_order(of_arms.values()):
+            tokens = tokens_of(edit, sorted(holders[edit]))
+            if tokens is not None:
+                found[place].append((tokens, stations[edit].part, delta(edit, place[0], like)))
     return found
 
 

@@ -123,7 +123,7 @@ class Estimate:
     def radius(self, alpha: float) -> Array:
         """Half width [...] of the two-sided interval: sqrt(sum of t_k^2 V_k), t_k at each source's own df.
 
-        Its coverage is at least 1 - alpha for independent normal sources (Banerjee 1961), whatever their ratio, which
+        Its coverage is at least 1 - alpha for independent normal sources (Banerjee 1960), whatever their ratio, which
         Satterthwaite's approximation does not give with two to five seeds. One source: the ordinary t interval.
         """
         return np.sqrt((_quantile(self.dfs, alpha) ** 2 * self.variances).sum(-1))

@@ -66,7 +66,7 @@ def test_a_worker_killed_in_the_middle_of_a_fit_costs_one_more_try(store: Folder
 def test_a_node_that_always_kills_its_worker_fails_with_the_reason_and_alone(
     store: FolderStore, executor: RayExecutor
 ) -> None:
-    nodes = [Chore("answer", "poison", "always dies"), *(Chore("answer", f"n{i}") for i in range(3))]
+    nodes = [Chore("score", "poison", "always dies"), *(Chore("score", f"n{i}") for i in range(3))]
     summary, _ = do(nodes, store, executor)
     assert list(summary.failed) == ["poison"]
     assert len(summary.done) == 3

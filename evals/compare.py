@@ -178,7 +178,7 @@ def _measured(
     test, dose = ~table.dev, choice.dose
     effect = effect_at(table, scores, dose)
     found = mean(effect[:, test], table.members[test])
-    total = int(test.sum())
+    total = int((test & ~table.control).sum())
     status = choice.status
     if found.items < MOST_DROPPED * total or found.items == 0:
         status = "unscored"
@@ -229,7 +229,7 @@ def _side_effect(table: Table, scores: Scores, dose: float) -> dict[str, Any]:
 
 def _specificity(table: Table, scores: Scores, dose: float) -> dict[str, Any]:
     effect = effect_at(table, scores, dose)
-    kept = ~table.dev & complete(effect)
+    kept = ~table.dev & (complete(effect) | table.control)
     if scores.signed:
         others = odd_part(scores.others[dose], scores.others[-dose])
     else:

@@ -29,6 +29,8 @@ class Scored(Protocol):
     def target(self) -> float | None: ...
     @property
     def others(self) -> Mapping[str, float]: ...
+    @property
+    def reason(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ class Table:
     """[n, C]"""
     dev: np.ndarray
     """[n] bool: the item's family chooses the dose."""
+    control: np.ndarray
+    """[n] bool: the item is not about the target (no target, no reason) and is there for its others."""
     rows: Mapping[str, int] = field(repr=False)
 
     @classmethod
@@ -137,7 +141,9 @@ class Table:
         sides = stats.split([item.family for item in items], dev)
         target, others = _columns(items, names)
         side = np.array([sides[item.family] == "dev" for item in items], dtype=bool)
-        return cls(measured, ids, target, others, names, stats.membership([item.family for item in items]), side, rows)
+        control = np.array([item.target is None and item.reason is None for item in items], dtype=bool)
+        members = stats.membership([item.family for item in items])
+        return cls(measured, ids, target, others, names, members, side, control, rows)
 
     def scores(self, group: Group) -> Scores:
         """Arrays of `group`. Raises CompareError for an arm with items the base lacks, or run twice."""

@@ -265,7 +265,7 @@ def _score(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Ou
     def work(node: Node, draft: Publication) -> int:
         found = items.items(store.folder(node.inputs["answer"]) / LOG)
         items.save(found, draft.folder / ITEMS)
-        draft.outputs |= {"items": len(found), "unscored": sum(one.target is None for one in found)}
+        draft.outputs |= {"items": len(found), "unscored": sum(one.reason is not None for one in found)}
         return len(found)
 
     return _each(nodes, store, work)

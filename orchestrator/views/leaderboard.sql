@@ -1,5 +1,5 @@
--- One row per setting and eval. Only rankable rows have a rank: those that Holm's correction leaves significant
--- first, then by the size of the effect. `current` is 1 for the latest experiment of its name. The casts give computed
+-- One row per setting and eval. Only rankable rows have a rank: first those whose transfer is significantly positive
+-- after Holm's correction, then by signed transfer, so that a setting that moves the wrong way ends at the bottom. `current` is 1 for the latest experiment of its name. The casts give computed
 -- columns a type, which filters of Datasette need.
 select
   e.name as experiment,
@@ -7,7 +7,7 @@ select
   cast(case when c.rankable then
     rank() over (
       partition by c.experiment, c.eval, c.rankable
-      order by c.significant desc, abs(c.transfer) desc nulls last
+      order by (c.significant and c.transfer > 0) desc, c.transfer desc nulls last
     )
   end as integer) as rank,
   c.label,

@@ -32,7 +32,7 @@ def row(name: str, transfer: float | None, p_holm: float | None, **changes: Any)
 
 ROWS = [
     row("weak", 0.1, 0.001),
-    row("strong", -0.5, 0.002),
+    row("strong", 0.5, 0.002),
     row("noisy", 3.0, 0.4),
     row("broken", None, None, status="failed", rankable=False, notes="failed: no such layer"),
     row("silent", None, None, status="unscored", rankable=False),
@@ -78,10 +78,18 @@ def filled(store: Store) -> dict[str, Node]:
     return {"fit": fit, "answer": answer, "score": score, "compare": compare, "bad": bad}
 
 
-def test_the_leaderboard_puts_what_holm_leaves_first_then_the_larger_effect(tmp_path: Path) -> None:
+def test_the_leaderboard_puts_what_holm_leaves_first_then_the_larger_transfer(tmp_path: Path) -> None:
     with published(tmp_path / "r.sqlite") as registry:
         ranks = {one["label"]: one["rank"] for one in registry.leaderboard()}
     assert ranks == {"strong": 1, "weak": 2, "noisy": 3, "broken": None, "silent": None, "wild": None}
+
+
+def test_a_setting_that_significantly_moves_the_wrong_way_ranks_below_all_others(tmp_path: Path) -> None:
+    found = Findings([*ROWS, row("backwards", -2.0, 0.001)], [])
+    with published(tmp_path / "r.sqlite", found) as registry:
+        ranks = {one["label"]: one["rank"] for one in registry.leaderboard()}
+    assert ranks["backwards"] == 4
+    assert ranks["noisy"] == 3
 
 
 def test_rows_come_out_as_they_went_in(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
     with published(tmp_path / "r.sqlite") as registry:
         found = registry.leaderboard()
     for one in found:
-        numbers = {"ci_low": -0.61, "ci_high": -0.39, "mde": 0.2, "tests": 3, "dose": 2.0, "delta_nll": 0.05}
+        numbers = {"ci_low": 0.39, "ci_high": 0.61, "mde": 0.2, "tests": 3, "dose": 2.0, "delta_nll": 0.05}
         one.update({"specificity": 0.8, "even": -0.12, **numbers} if one["rank"] == 1 else {})
     return found
 
@@ -30,7 +30,7 @@ def test_rows_are_in_the_order_of_their_ranks_and_the_unranked_stand_below(rows:
 
 def test_a_row_shows_effect_interval_damage_specificity_dose_and_what_it_rests_on(rows: list[dict[str, Any]]) -> None:
     line = next(line for line in report.plain(rows).splitlines() if "strong" in line)
-    for cell in ("-0.500* [-0.61, -0.39]", "0.0020", "+0.050", "-0.12", "0.80", "±2", "20 (10)/3", "ok"):
+    for cell in ("+0.500* [+0.39, +0.61]", "0.0020", "+0.050", "-0.12", "0.80", "±2", "20 (10)/3", "ok"):
         assert cell in line
 
 

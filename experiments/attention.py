@@ -7,7 +7,7 @@ so transformers builds no masks: who sees whom follows from the trie.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -113,7 +113,7 @@ class Bucket:
     def __init__(self, trie: Trie, groups: Sequence[tuple[int, int]], device: torch.device) -> None:
         paths = [trie.paths[row] for row, _ in groups]
         firsts = [first for _, first in groups]
-        queries = [path[first:] for path, first in zip(paths, firsts, strict=True)]
+        queries = [path[first:] - trie.skip for path, first in zip(paths, firsts, strict=True)]
         depths = [np.arange(first, len(path)) for path, first in zip(paths, firsts, strict=True)]
         self.query = padded(queries, 0).to(device)
         self.place = padded(queries, trie.size).view(-1).to(device)
@@ -141,10 +141,29 @@ class Bucket:
         return self._masks[window]
 
 
-class Packed:
-    """Attention inside one trie. `kept`, if given, collects every layer's keys and values."""
+Layers = dict[int, tuple["Tensor", "Tensor"]]
+"""Keys and values of every layer, [n, key-value heads, d] each."""
+Tap = Callable[[int, "Tensor", "Tensor"], None]
+"""Is shown every layer's keys and values."""
 
-    def __init__(self, trie: Trie, device: torch.device) -> None:
+
+@dataclass(frozen=True, eq=False)
+class Keep:
+    """A tap that keeps what `index` [n] points to in `layers`."""
+
+    index: Tensor
+    layers: Layers
+
+    def __call__(self, layer: int, key: Tensor, value: Tensor) -> None:
+        self.layers[layer] = key.index_select(0, self.index), value.index_select(0, self.index)
+
+
+class Packed:
+    """Attention inside one trie, behind the keys and values of its `head`. `taps` see both as one."""
+
+    def __init__(self, trie: Trie, device: torch.device, head: Layers | None = None, taps: Sequence[Tap] = ()) -> None:
+        self.head = head or {}
+        self.taps = list(taps)
         bins: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for row, first in trie.groups:
             n_keys = len(trie.paths[row])
@@ -155,6 +174,10 @@ class Packed:
             self.buckets += [Bucket(trie, groups[at : at + step], device) for at in range(0, len(groups), step)]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        if layer in self.head:
+            key, value = (torch.cat(pair) for pair in zip(self.head[layer], (key, value), strict=True))
+        for tap in self.taps:
+            tap(layer, key, value)
         out = query.new_empty(len(query) + 1, *query.shape[1:-1], value.shape[-1])
         for bucket in self.buckets:
             bucket.attend(out, query, key, value, rule)

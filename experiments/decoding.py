@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ import torch
 from experiments.acting import EngineError, Station
 from experiments.attention import Rule, attend, padded, visible
 from experiments.edit import Edit, Prompt
-from experiments.forward import Actions, Level, Pack, as_tokens, execute, place_edits, run
-from experiments.packing import Row, reach
+from experiments.forward import execute, run
+from experiments.pack import Actions, Level, Pack, as_tokens, place_edits
+from experiments.packing import Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,20 +106,19 @@ def _grown(part: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Keeping:
-    """A level's attention that also gives every row its own copy of the keys and values, for decoding."""
+class Fill:
+    """A tap that gives every row its own copy of the keys and values."""
 
-    inner: Any
     index: Tensor
-    """[n, longest] flat indices of the rows' tokens in this level."""
+    """[n, longest] indices of the rows' tokens in a level."""
     cache: Cache
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+    def __call__(self, layer: int, key: Tensor, value: Tensor) -> None:
         n, longest = self.index.shape
-        self.cache.layers[layer] = tuple(  # type: ignore[assignment]
+        keys, values = (
             _grown(part.index_select(0, self.index.view(-1)).view(n, longest, *part.shape[1:])) for part in (key, value)
         )
-        return self.inner(layer, query, key, value, rule)
+        self.cache.layers[layer] = keys, values
 
 
 @dataclass(eq=False)
@@ -133,21 +133,14 @@ class Going:
     logprobs: list[float] = field(default_factory=list)
 
 
-def decode(
-    subject: Subject,
-    rows: Sequence[Row],
-    stations: Mapping[Edit, Station],
-    wish: Wish,
-    seeds: Sequence[int],
-    fired: Counter[Edit],
-) -> Iterator[tuple[int, Completion]]:
-    """Continue `rows` together; yield (row, completion) as each ends. Counts in `fired` what each edit acted on."""
-    going = [Going(place, row, _draws(seed, wish)) for place, (row, seed) in enumerate(zip(rows, seeds, strict=True))]
+def decode(pack: Pack, wish: Wish, seeds: Sequence[int], fired: Counter[Edit]) -> Iterator[tuple[int, Completion]]:
+    """Continue the rows of `pack` together; yield (row, completion) as each ends. Counts new tokens in `fired`."""
+    subject, stations = pack.subject, pack.stations
+    going = [Going(at, row, _draws(seed, wish)) for at, (row, seed) in enumerate(zip(pack.rows, seeds, strict=True))]
     arms: dict[tuple[Edit, ...], int] = {}
     going.sort(key=lambda each: arms.setdefault(each.row.edits, len(arms)))  # so that edits act on slices
     cache = Cache()
-    states = _prefill(subject, [each.row for each in going], stations, cache)
-    _count_prefill(rows, fired)
+    states = _prefill(pack, [each.place for each in going], cache)
     alive = list(range(len(going)))
     actions = _actions(subject, going, stations)
     while True:
@@ -177,23 +170,12 @@ def _on_response(edit: Edit) -> bool:
     return not isinstance(edit, Prompt) and getattr(edit, "positions", "all") in ("all", "response")
 
 
-def _count_prefill(rows: Sequence[Row], fired: Counter[Edit]) -> None:
-    for row in rows:
-        for edit in row.edits:
-            if not isinstance(edit, Prompt):
-                start, stop = reach(edit, row)
-                fired[edit] += stop - start
-
-
-def _prefill(subject: Subject, rows: Sequence[Row], stations: Mapping[Edit, Station], cache: Cache) -> Tensor:
-    """Fill `cache` and return the last hidden state of every row, [n, d]."""
-    pack = Pack(subject, rows, stations)
-    levels = [
-        replace(level, attends=Keeping(level.attends, padded(trie.paths, 0).to(subject.device), cache))
-        for level, trie in zip(pack.levels(), pack.tries, strict=True)
-    ]
-    last = pack.ranges(subject.n_layers, [(len(row.tokens) - 1, len(row.tokens)) for row in rows])
-    return run(pack, last, levels)
+def _prefill(pack: Pack, order: Sequence[int], cache: Cache) -> Tensor:
+    """Fill `cache` and return the last hidden state of every row, [n, d], both in this order of the pack's rows."""
+    device = pack.subject.device
+    taps = {trie.fork: Fill(padded([trie.paths[place] for place in order], 0).to(device), cache) for trie in pack.tries}
+    last = pack.ranges(pack.subject.n_layers, [(len(row.tokens) - 1, len(row.tokens)) for row in pack.rows])
+    return run(pack, last[list(order)], pack.levels(taps))
 
 
 def _actions(subject: Subject, going: Sequence[Going], stations: Mapping[Edit, Station]) -> Actions:
@@ -209,7 +191,7 @@ def _step(subject: Subject, going: Sequence[Going], actions: Actions, cache: Cac
     depth = torch.tensor(at, device=subject.device)
     cache.step(depth, max(at) + 1)
     ids = torch.tensor([[each.tokens[-1] for each in going]], device=subject.device)
-    return execute(subject, [Level(0, None, None, cache)], actions, ids, depth[None])
+    return execute(subject, [Level(0, len(going), None, None, cache)], actions, ids, depth[None])
 
 
 def _choose(subject: Subject, states: Tensor, going: Sequence[Going], alive: Sequence[int], wish: Wish) -> None:

@@ -18,8 +18,9 @@ import torch
 from experiments import decoding
 from experiments.acting import EngineError, Station, alone, is_exclusive, station
 from experiments.edit import Edit, Prompt, Site
-from experiments.forward import Pack, Read, run
-from experiments.packing import Row, chunks, reach
+from experiments.forward import run
+from experiments.pack import Carried, Pack, Read
+from experiments.packing import Chunk, Coder, Limits, Row, chunks, reach
 from experiments.scoring import Options, OptionScores, Scored, Tally, ask, pick
 
 if TYPE_CHECKING:
@@ -126,13 +127,14 @@ class Engine:
             wish.check(rows, seeds)
             self._check(rows, room=max_new_tokens)
             found: list[Completion | None] = [None] * len(rows)
-            for indices, stations in self._chunks(rows, cells=CELLS * self.max_tokens, extra=max_new_tokens):
-                own = [rows[index] for index in indices]
-                chosen = [seeds[index] for index in indices] if seeds is not None else [0] * len(own)
-                for place, result in decoding.decode(self.subject, own, stations, wish, chosen, self.fired):
+            limits = Limits(self.max_tokens, CELLS * self.max_tokens, max_new_tokens)
+            for indices, pack in self._packs(rows, [len(row.tokens) - 1 for row in rows], limits):
+                chosen = [seeds[index] for index in indices] if seeds is not None else [0] * len(indices)
+                for place, result in decoding.decode(pack, wish, chosen, self.fired):
                     found[indices[place]] = result
                     if on_result:
                         on_result(indices[place], result)
+                self._count(pack)
         return [each for each in found if each is not None]
 
     def activations(self, rows: Sequence[Row], sites: Sequence[Site], pool: Pool) -> dict[Site, Tensor]:
@@ -149,8 +151,8 @@ class Engine:
         last_layer = max(site.layer for site in sites)
         with self._lock, torch.no_grad():
             self._check(rows)
-            for indices, stations in self._chunks(rows):
-                pack = Pack(self.subject, [rows[index] for index in indices], stations, last_layer=last_layer)
+            for indices, pack in self._packs(rows, [start for start, _ in spans]):
+                pack.last_layer = last_layer
                 sizes = [spans[index][1] - spans[index][0] for index in indices]
                 for site, point in points.items():
                     whole = point.module is self.subject.blocks[site.layer] and point.side == "output"
@@ -173,9 +175,10 @@ class Engine:
             if any(not 0 <= start <= stop <= len(row.tokens) for row, (start, stop) in zip(rows, spans, strict=True)):
                 raise EngineError(f"positions {spans} reach outside the rows")
             parts: list[Tensor] = [torch.empty(0)] * len(rows)
-            for indices, stations in self._chunks(rows, inf):
-                pack = Pack(self.subject, [rows[index] for index in indices], stations)
-                states = run(pack, pack.ranges(self.subject.n_layers, [spans[index] for index in indices]))
+            for indices, pack in self._packs(rows, [start for start, _ in spans], Limits(inf)):
+                wanted = pack.ranges(self.subject.n_layers, [spans[index] for index in indices])
+                flat, where = np.unique(wanted, return_inverse=True)
+                states = run(pack, flat).index_select(0, torch.from_numpy(where).to(self.subject.device))
                 self._count(pack)
                 sizes = [spans[index][1] - spans[index][0] for index in indices]
                 for index, part in zip(indices, states.split(sizes), strict=True):
@@ -186,8 +189,7 @@ class Engine:
         """Last hidden states of `rows[i]` at positions `spans[i]`, chunk by chunk."""
         with self._lock:
             self._check(rows)
-            for indices, stations in self._chunks(rows):
-                pack = Pack(self.subject, [rows[index] for index in indices], stations)
+            for indices, pack in self._packs(rows, [start for start, _ in spans]):
                 wanted = [spans[index] for index in indices]
                 flat, where = np.unique(pack.ranges(self.subject.n_layers, wanted), return_inverse=True)
                 states = run(pack, flat)
@@ -195,10 +197,13 @@ class Engine:
                 places = torch.from_numpy(where).to(self.subject.device).split([stop - at for at, stop in wanted])
                 yield Scored(indices, states, list(places))
 
-    def _chunks(
-        self, rows: Sequence[Row], max_tokens: float | None = None, cells: float = inf, extra: int = 0
-    ) -> Iterator[tuple[list[int], dict[Edit, Station]]]:
-        """Indices of rows that fit in one pass, and the stations of their edits; the model is theirs meanwhile."""
+    def _packs(
+        self, rows: Sequence[Row], firsts: Sequence[int], limits: Limits | None = None
+    ) -> Iterator[tuple[list[int], Pack]]:
+        """Indices of rows that go into one pass, and the pack to run; the model is theirs meanwhile.
+
+        What is wanted of `rows[i]` is at position `firsts[i]` and behind.
+        """
         groups: dict[tuple[Edit, ...], list[int]] = defaultdict(list)
         edits = dict.fromkeys(edit for row in rows for edit in row.edits if not isinstance(edit, Prompt))
         exclusive = {edit for edit in edits if is_exclusive(self.subject, edit)}
@@ -207,13 +212,18 @@ class Engine:
             groups[tuple(edit for edit in row.edits if edit in exclusive)].append(index)
         for own, members in groups.items():
             held = {edit for index in members for edit in rows[index].edits}
-            forks: dict[Edit, int] = {edit: place.fork for edit, place in stations.items() if edit in held}
+            coder = Coder({edit: place.fork for edit, place in stations.items() if edit in held})
+            ordered = [rows[index] for index in members], [firsts[index] for index in members]
+            todo = chunks(*ordered, coder, limits or Limits(self.max_tokens))
+            carried = Carried(0)
             with alone(self.subject, own):
-                own_rows = [rows[index] for index in members]
-                for chunk in chunks(own_rows, forks, max_tokens or self.max_tokens, cells, extra):
-                    indices = [members[place] for place in chunk]
+                for chunk, following in zip(todo, [*todo[1:], Chunk([], 0)], strict=True):
+                    indices = [members[place] for place in chunk.rows]
                     here = {edit for index in indices for edit in rows[index].edits}
-                    yield indices, {edit: place for edit, place in stations.items() if edit in here}
+                    used: dict[Edit, Station] = {edit: place for edit, place in stations.items() if edit in here}
+                    leaves = Carried(following.lead)
+                    yield indices, Pack(self.subject, [rows[i] for i in indices], used, coder, carried, leaves)
+                    carried = leaves
 
     def _check(self, rows: Sequence[Row], room: int = 0) -> None:
         limit = self.subject.model.config.max_position_embeddings

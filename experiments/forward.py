@@ -2,139 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from experiments.acting import Delta, EngineError, Station, accumulate, delta, in_order
-from experiments.attention import Attends, Packed, Rule, in_force
-from experiments.packing import Row, Trie, levels, reach
+from experiments.acting import EngineError, accumulate
+from experiments.attention import Rule, in_force
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
 
-    from experiments.edit import Edit
+    from experiments.pack import Action, Actions, Level, Pack, Read
     from experiments.packing import Ints
     from experiments.subject import Subject
-
-Action = tuple["slice | Tensor", "slice | Tensor | None", Delta]
-"""Tokens, part of the last dimension, and what is added there."""
-Actions = Mapping[tuple["nn.Module", str], Sequence[Action]]
-"""What is done at every module's input or output, in order."""
-
-
-@dataclass(frozen=True, eq=False)
-class Read:
-    """What is wanted of a pass at a station: the flat indices [n] of tokens there, and where to put the values."""
-
-    station: Station
-    index: Tensor
-    keep: Callable[[Tensor], None]
-    """Receives [n, width]."""
-
-
-@dataclass(frozen=True, eq=False)
-class Level:
-    """A trie on the device. `parent` [T] points into the one below, `origin` into the lowest; None for the lowest."""
-
-    fork: int
-    parent: Tensor | None
-    origin: Tensor | None
-    attends: Attends
-
-
-@dataclass
-class Pack:
-    """Rows laid out, and the stations of their edits."""
-
-    subject: Subject
-    rows: Sequence[Row]
-    stations: Mapping[Edit, Station]
-    reads: list[Read] = field(default_factory=list)
-    last_layer: int | None = None
-    """Stop behind this layer; None runs them all."""
-
-    @cached_property
-    def tries(self) -> list[Trie]:
-        """From the bottom up."""
-        forks = {edit: station.fork for edit, station in self.stations.items()}
-        return levels(self.rows, forks)
-
-    def trie(self, fork: int) -> Trie:
-        """The trie in force at the input of layer `fork`."""
-        return [trie for trie in self.tries if trie.fork <= fork][-1]
-
-    def levels(self) -> list[Level]:
-        """The tries on the device."""
-        found: list[Level] = []
-        device = self.subject.device
-        for trie in self.tries:
-            parent = torch.from_numpy(trie.parent).to(device) if found else None
-            below = found[-1].origin if found else None
-            origin = parent if below is None else below[parent]
-            found.append(Level(trie.fork, parent, origin, Packed(trie, device)))
-        return found
-
-    def ranges(self, fork: int, spans: Sequence[tuple[int, int]]) -> Ints:
-        """Flat indices, one row after the other, of positions `spans[r]` of every row in the trie at `fork`."""
-        paths = self.trie(fork).paths
-        return np.concatenate([path[start:stop] for path, (start, stop) in zip(paths, spans, strict=True)])
-
-    def actions(self) -> Actions:
-        """What the edits do in this pass."""
-        known: dict[Any, slice | Tensor | None] = {}
-
-        def tokens_of(edit: Edit, holders: list[int]) -> slice | Tensor | None:
-            key = self.stations[edit].fork, tuple(holders), getattr(edit, "positions", "all")
-            if key not in known:
-                paths = self.trie(self.stations[edit].fork).paths
-                parts = [paths[index][slice(*reach(edit, self.rows[index]))] for index in holders]
-                known[key] = as_tokens(np.unique(np.concatenate(parts)), self.subject.device)
-            return known[key]
-
-        return place_edits(self.subject, self.rows, self.stations, tokens_of)
-
-
-def place_edits(
-    subject: Subject,
-    rows: Sequence[Row],
-    stations: Mapping[Edit, Station],
-    tokens_of: Callable[[Edit, list[int]], slice | Tensor | None],
-) -> Actions:
-    """What the edits of `stations` do, given the tokens that an edit acts on by the rows that hold it."""
-    holders: dict[Edit, list[int]] = defaultdict(list)
-    arms: dict[tuple[Edit, ...], list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        arms[row.edits].append(index)
-    lists: dict[tuple[nn.Module, str], dict[tuple[Edit, ...], list[Edit]]] = defaultdict(lambda: defaultdict(list))
-    for edits, members in arms.items():
-        for edit in edits:
-            if edit in stations:
-                holders[edit] += members
-                lists[stations[edit].module, stations[edit].side][edits].append(edit)
-    found: dict[tuple[nn.Module, str], list[Action]] = defaultdict(list)
-    like = torch.empty(0, dtype=subject.dtype, device=subject.device)
-    for place, of_arms in lists.items():
-        for edit in in_order(of_arms.values()):
-            tokens = tokens_of(edit, sorted(holders[edit]))
-            if tokens is not None:
-                found[place].append((tokens, stations[edit].part, delta(edit, place[0], like)))
-    return found
-
-
-def as_tokens(flat: Ints, device: torch.device) -> slice | Tensor | None:
-    """Sorted flat indices as a slice where they have no gap, as an index otherwise; None where there are none."""
-    if not len(flat):
-        return None
-    if flat[-1] - flat[0] + 1 == len(flat):
-        return slice(int(flat[0]), int(flat[-1]) + 1)
-    return torch.from_numpy(flat).to(device)
 
 
 def run(pack: Pack, wanted: Ints | None = None, levels: Sequence[Level] | None = None) -> Tensor:
@@ -172,6 +55,11 @@ def execute(
                 stack.callback(handle.remove)
         for (module, side), todo in actions.items():
             stack.callback(_attach_edits(module, side, todo).remove)
+        if wanted is not None and last is None:
+            above = levels[-1].parent if levels[-1].fork == subject.n_layers else None
+            size = [level.size for level in levels if level.fork < subject.n_layers][-1]
+            for handle in _narrow_mlp(subject.blocks[-1], size, above, wanted, actions):
+                stack.callback(handle.remove)
         for read in reads:
             stack.callback(_attach_read(read).remove)
         ends = subject.blocks[-1 if last is None else last]
@@ -287,3 +175,25 @@ def _attach_read(read: Read) -> Any:
     if read.station.side == "input":
         return module.register_forward_pre_hook(lambda _, args: look(args[0]))
     return module.register_forward_hook(lambda _, __, output: look(_states(output)))
+
+
+def _narrow_mlp(
+    block: nn.Module, size: int, parent: Tensor | None, wanted: Tensor, actions: Actions
+) -> list[RemovableHandle]:
+    """Let the last block's MLP see only the wanted ones of `size` tokens, since nothing attends to the others any more.
+
+    `wanted` points behind the fork `parent`, if there is one after the block. Only where the MLP is a module of that
+    name without edits inside.
+    """
+    mlp = getattr(block, "mlp", None)
+    if not isinstance(mlp, torch.nn.Module) or {module for module, _ in actions} & set(mlp.modules()):
+        return []
+    index = wanted if parent is None else parent[wanted].unique()
+
+    def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return args[0].index_select(1, index), *args[1:]
+
+    def behind(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return output.new_zeros(1, size, output.shape[-1]).index_copy(1, index, output)
+
+    return [mlp.register_forward_pre_hook(before), mlp.register_forward_hook(behind)]

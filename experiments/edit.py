@@ -1,7 +1,7 @@
 """An intervention is data: a list of edits to a forward pass.
 
-Six shapes are the whole language that training, evaluation, baking and interpretation share. Sites are named activations of a
-decoder layer; see `docs/design.md` for what each name means in every supported architecture.
+Six shapes are the whole language that training, evaluation, baking and interpretation share. Sites are named
+activations of a decoder layer; see `docs/design.md` for what each name means in every supported architecture.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 if TYPE_CHECKING:
     from torch import Tensor
 
-SiteName = Literal[
-    "resid", "attn_in", "attn_out", "mlp_in", "mlp_out", "q", "k", "v", "o", "gate", "up", "down"
-]
+SiteName = Literal["resid", "attn_in", "attn_out", "mlp_in", "mlp_out", "q", "k", "v", "o", "gate", "up", "down"]
 SITE_NAMES: tuple[SiteName, ...] = get_args(SiteName)
 
 

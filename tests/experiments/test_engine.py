@@ -133,14 +133,15 @@ def test_a_row_alone_equals_the_row_in_a_batch_with_other_edits(subject: Subject
     torch.testing.assert_close(together, alone, atol=CLOSE, rtol=CLOSE)
 
 
-def test_rows_without_edits_are_bit_equal_whoever_else_is_in_the_batch(llama: Subject) -> None:
+def test_rows_without_edits_are_bit_equal_within_a_batch_and_close_to_it_alone(llama: Subject) -> None:
     rows = some_rows(6)
     vector = normal(llama.d_model)
     engine = Engine(llama)
     alone = engine.next_logits(rows)
     together = engine.next_logits([*rows, *with_arms(rows, [(Add(Site("resid", 1), vector),), ()])])
     assert torch.equal(together[:6], together[7::2])
-    assert torch.equal(together[:6], alone)
+    # A matrix product of another height may sum in another order: no kernel promises more across batches.
+    torch.testing.assert_close(together[:6], alone, atol=1e-5, rtol=0)
 
 
 def test_chunks_of_any_size_give_the_same(llama: Subject) -> None:

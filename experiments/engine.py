@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,8 +71,8 @@ class Engine:
         asked = ask(rows, options)
         tally = Tally(asked)
         found: list[OptionScores | None] = [None] * len(rows)
-        with torch.no_grad():
-            for chunk in self._passes(asked.rows, asked.spans):
+        with torch.no_grad(), closing(self._passes(asked.rows, asked.spans)) as passes:
+            for chunk in passes:
                 for index, result in tally.add(self.subject, chunk, top):
                     found[index] = result
                     if on_result:
@@ -81,8 +82,9 @@ class Engine:
     def next_logits(self, rows: Sequence[Row]) -> Tensor:
         """Logits of the token behind each row, [n, vocabulary] float32 on the CPU. Raises EngineError."""
         found: list[Tensor | None] = [None] * len(rows)
-        with torch.no_grad():
-            for chunk in self._passes(rows, [(len(row.tokens) - 1, len(row.tokens)) for row in rows]):
+        spans = [(len(row.tokens) - 1, len(row.tokens)) for row in rows]
+        with torch.no_grad(), closing(self._passes(rows, spans)) as passes:
+            for chunk in passes:
                 logits = self.subject.head(chunk.states)
                 for index, where in zip(chunk.rows, chunk.where, strict=True):
                     found[index] = logits[where[0]].cpu()
@@ -96,8 +98,8 @@ class Engine:
         _need_prompt(rows)
         spans = [(row.n_prompt - 1, len(row.tokens) - 1) for row in rows]
         found: list[Tensor] = [torch.empty(0)] * len(rows)
-        with torch.no_grad():
-            for chunk in self._passes(rows, spans):
+        with torch.no_grad(), closing(self._passes(rows, spans)) as passes:
+            for chunk in passes:
                 targets = [rows[index].tokens[rows[index].n_prompt :] for index in chunk.rows]
                 answers = torch.tensor([token for each in targets for token in each], device=self.subject.device)
                 values = pick(self.subject, chunk.states, torch.cat(chunk.where), answers)[0].cpu()
@@ -122,13 +124,12 @@ class Engine:
         Temperature 0 takes the likeliest token. Otherwise `seeds[i]` decides the tokens of `rows[i]`, whatever other
         rows there are. Raises EngineError, also for rows that would outgrow the subject's positions.
         """
-        with self._lock, torch.no_grad():
-            wish = decoding.Wish(max_new_tokens, temperature, top_p, tuple(stop))
-            wish.check(rows, seeds)
-            self._check(rows, room=max_new_tokens)
-            found: list[Completion | None] = [None] * len(rows)
-            limits = Limits(self.max_tokens, CELLS * self.max_tokens, max_new_tokens)
-            for indices, pack in self._packs(rows, [len(row.tokens) - 1 for row in rows], limits):
+        wish = decoding.Wish(max_new_tokens, temperature, top_p, tuple(stop))
+        wish.check(rows, seeds)
+        found: list[Completion | None] = [None] * len(rows)
+        limits = Limits(self.max_tokens, CELLS * self.max_tokens, max_new_tokens)
+        with torch.no_grad(), self._packs(rows, [len(row.tokens) - 1 for row in rows], limits) as packs:
+            for indices, pack in packs:
                 chosen = [seeds[index] for index in indices] if seeds is not None else [0] * len(indices)
                 for place, result in decoding.decode(pack, wish, chosen, self.fired):
                     found[indices[place]] = result
@@ -149,9 +150,8 @@ class Engine:
         if not rows or not sites:
             return out
         last_layer = max(site.layer for site in sites)
-        with self._lock, torch.no_grad():
-            self._check(rows)
-            for indices, pack in self._packs(rows, [start for start, _ in spans]):
+        with torch.no_grad(), self._packs(rows, [start for start, _ in spans]) as packs:
+            for indices, pack in packs:
                 pack.last_layer = last_layer
                 sizes = [spans[index][1] - spans[index][0] for index in indices]
                 for site, point in points.items():
@@ -170,26 +170,21 @@ class Engine:
         One pass, whatever its size. Differentiable with respect to the tensors of the edits. Raises EngineError.
         """
         spans = [(where.start, where.stop) for where in positions]
-        with self._lock:
-            self._check(rows)
-            if any(not 0 <= start <= stop <= len(row.tokens) for row, (start, stop) in zip(rows, spans, strict=True)):
-                raise EngineError(f"positions {spans} reach outside the rows")
-            parts: list[Tensor] = [torch.empty(0)] * len(rows)
-            for indices, pack in self._packs(rows, [start for start, _ in spans], Limits(inf)):
-                wanted = pack.ranges(self.subject.n_layers, [spans[index] for index in indices])
-                flat, where = np.unique(wanted, return_inverse=True)
-                states = run(pack, flat).index_select(0, torch.from_numpy(where).to(self.subject.device))
-                self._count(pack)
-                sizes = [spans[index][1] - spans[index][0] for index in indices]
-                for index, part in zip(indices, states.split(sizes), strict=True):
-                    parts[index] = part
+        if any(not 0 <= start <= stop <= len(row.tokens) for row, (start, stop) in zip(rows, spans, strict=True)):
+            raise EngineError(f"positions {spans} reach outside the rows")
+        parts: list[Tensor] = [torch.empty(0)] * len(rows)
+        with closing(self._passes(rows, spans, Limits(inf))) as passes:
+            for chunk in passes:
+                for index, where in zip(chunk.rows, chunk.where, strict=True):
+                    parts[index] = chunk.states.index_select(0, where)
         return torch.cat(parts)
 
-    def _passes(self, rows: Sequence[Row], spans: Sequence[Span]) -> Iterator[Scored]:
-        """Last hidden states of `rows[i]` at positions `spans[i]`, chunk by chunk."""
-        with self._lock:
-            self._check(rows)
-            for indices, pack in self._packs(rows, [start for start, _ in spans]):
+    def _passes(
+        self, rows: Sequence[Row], spans: Sequence[Span], limits: Limits | None = None
+    ) -> Generator[Scored, None, None]:
+        """Last hidden states of `rows[i]` at positions `spans[i]`, chunk by chunk. Close it: it holds the engine."""
+        with self._packs(rows, [start for start, _ in spans], limits) as packs:
+            for indices, pack in packs:
                 wanted = [spans[index] for index in indices]
                 flat, where = np.unique(pack.ranges(self.subject.n_layers, wanted), return_inverse=True)
                 states = run(pack, flat)
@@ -197,13 +192,23 @@ class Engine:
                 places = torch.from_numpy(where).to(self.subject.device).split([stop - at for at, stop in wanted])
                 yield Scored(indices, states, list(places))
 
+    @contextmanager
     def _packs(
         self, rows: Sequence[Row], firsts: Sequence[int], limits: Limits | None = None
-    ) -> Iterator[tuple[list[int], Pack]]:
-        """Indices of rows that go into one pass, and the pack to run; the model is theirs meanwhile.
+    ) -> Iterator[Iterator[tuple[list[int], Pack]]]:
+        """Packs to run one after the other, with the indices of their rows. The engine is the caller's meanwhile.
 
         What is wanted of `rows[i]` is at position `firsts[i]` and behind.
         """
+        limits = limits or Limits(self.max_tokens)
+        with self._lock:
+            self._check(rows, limits.extra)
+            with closing(self._one_by_one(rows, firsts, limits)) as packs:
+                yield packs
+
+    def _one_by_one(
+        self, rows: Sequence[Row], firsts: Sequence[int], limits: Limits
+    ) -> Generator[tuple[list[int], Pack], None, None]:
         groups: dict[tuple[Edit, ...], list[int]] = defaultdict(list)
         edits = dict.fromkeys(edit for row in rows for edit in row.edits if not isinstance(edit, Prompt))
         exclusive = {edit for edit in edits if is_exclusive(self.subject, edit)}
@@ -214,7 +219,7 @@ class Engine:
             held = {edit for index in members for edit in rows[index].edits}
             coder = Coder({edit: place.fork for edit, place in stations.items() if edit in held})
             ordered = [rows[index] for index in members], [firsts[index] for index in members]
-            todo = chunks(*ordered, coder, limits or Limits(self.max_tokens))
+            todo = chunks(*ordered, coder, limits)
             carried = Carried(0)
             with alone(self.subject, own):
                 for chunk, following in zip(todo, [*todo[1:], Chunk([], 0)], strict=True):
@@ -225,7 +230,7 @@ class Engine:
                     yield indices, Pack(self.subject, [rows[i] for i in indices], used, coder, carried, leaves)
                     carried = leaves
 
-    def _check(self, rows: Sequence[Row], room: int = 0) -> None:
+    def _check(self, rows: Sequence[Row], room: int) -> None:
         limit = self.subject.model.config.max_position_embeddings
         for index, row in enumerate(rows):
             if not row.tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FAMILIES = ("llama", "qwen3", "gemma2", "gpt2", "gpt_neox")
 CLOSE = 1e-5
+VECTOR = torch.ones(32)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -339,3 +341,32 @@ def test_no_rows_give_no_results(llama: Subject) -> None:
     assert engine.token_logprobs([]) == []
     assert engine.generate([], 4) == []
     assert engine.activations([], [Site("resid", 0)], "last")[Site("resid", 0)].shape == (0, 32)
+
+
+def test_rows_without_a_response_have_no_logprobs(llama: Subject) -> None:
+    found = Engine(llama).token_logprobs([Row((5, 6), 2), Row((5, 6, 7), 2)])
+    assert [len(each) for each in found] == [0, 1]
+    assert [len(each) for each in Engine(llama).token_logprobs([Row((5, 6), 2)])] == [0]
+
+
+def test_a_failure_in_the_middle_leaves_model_and_engine_as_they_were(llama: Subject) -> None:
+    engine = Engine(llama, max_tokens=8)
+    rows = [
+        Row((5, 6, at), 2, (weight_edits(llama)["dense norm"], Add(Site("resid", 1), VECTOR))) for at in range(7, 12)
+    ]
+    before = {name: value.clone() for name, value in llama.model.state_dict().items()}
+    base = engine.next_logits([Row((5, 6), 2)])
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        engine.token_logprobs(rows, on_result=fail)
+    assert caught.tb is not None  # the frames are still alive
+    assert all(torch.equal(value, before[name]) for name, value in llama.model.state_dict().items())
+    other = threading.Thread(target=lambda: seen.append(engine.next_logits([Row((5, 6), 2)])))
+    seen: list[Tensor] = []
+    other.start()
+    other.join(timeout=10)
+    assert torch.equal(seen[0], base)
+    assert llama.model.config._attn_implementation != "orch_packed"

@@ -130,6 +130,15 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def no_layout(name: str, kind: str) -> str:
+    """What is told of a model whose type is not in `FAMILIES`."""
+    looked = sorted({family.blocks for family in FAMILIES.values()})
+    return (
+        f"{name} (model type {kind!r}) has no known layout; known types: {', '.join(FAMILIES)}, with "
+        f"their decoder layers at {', '.join(looked)}; add a row to FAMILIES in experiments/architecture.py"
+    )
+
+
 class Architecture:
     """The layout of one live causal LM. Raises SubjectError when the model does not have the layout of its type."""
 
@@ -150,11 +159,7 @@ class Architecture:
         kind = str(self.config.model_type)
         if kind in FAMILIES:
             return FAMILIES[kind]
-        looked = sorted({family.blocks for family in FAMILIES.values()})
-        raise SubjectError(
-            f"{self.name} (model type {kind!r}) has no known layout; known types: {', '.join(FAMILIES)}, with "
-            f"their decoder layers at {', '.join(looked)}; add a row to FAMILIES in experiments/architecture.py"
-        )
+        raise SubjectError(no_layout(self.name, kind))
 
     def _check(self, name: str, where: str) -> None:
         try:

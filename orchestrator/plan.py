@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from experiments.canonical import plain_of
-from experiments.problem import Problem, SpecError
-from experiments.spec import EvalSpec, Experiment, SubjectSpec, Trial
+from experiments.spec import Experiment, Trial
+from orchestrator import preflight
 from orchestrator.identity import SHORT, Shared, node_key
+from orchestrator.preflight import Describe, Identify, PlannedEval
 
 STAGE_VERSIONS = {"dataset": 1, "fit": 1, "answer": 1, "score": 1, "compare": 1}
 """Bump one when the same params and inputs would now give another result."""
@@ -67,31 +67,6 @@ class PlannedTrial:
     """(index of the eval, dose) -> key of the score; dose 0 is in `Plan.base`."""
 
 
-class Facts(Protocol):
-    """A checked eval, as `evals.task.TaskFacts` has it."""
-
-    @property
-    def version(self) -> int: ...
-    @property
-    def higher_is(self) -> str: ...
-    @property
-    def identity(self) -> dict[str, Any]: ...
-    @property
-    def runtime(self) -> dict[str, Any]: ...
-
-
-Describe = Callable[[str, str | None, Mapping[str, Any]], Facts]
-Identify = Callable[[SubjectSpec], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class PlannedEval:
-    """An eval of the spec and what its task says about it."""
-
-    spec: EvalSpec
-    facts: Facts
-
-
 @dataclass(frozen=True)
 class Plan:
     """Everything an experiment needs, in an order in which inputs come first."""
@@ -110,23 +85,13 @@ class Plan:
 def plan(experiment: Experiment, identify: Identify | None = None, describe: Describe | None = None) -> Plan:
     """The graph of `experiment`. Reads the spec's files for their digests; loads no weights, starts nothing.
 
-    `identify` and `describe` default to `experiments.subject.identify` and `evals.task.describe`.
-    Raises SpecError for a subject, an eval, a target or a task setting that does not exist.
+    `identify` and `describe` default to those of `preflight.py`; layers are checked where `identify` is the default.
+    Raises SpecError for a subject, a layer, an eval, a target or a task setting that does not exist.
     """
     with collector_paused():
-        return _Planner(experiment, identify or _identify, describe or _describe).plan()
-
-
-def _identify(spec: SubjectSpec) -> dict[str, Any]:
-    from experiments.subject import identify
-
-    return identify(spec)
-
-
-def _describe(task: str, target: str | None, params: Mapping[str, Any]) -> Facts:
-    from evals.task import describe
-
-    return describe(task, target, params)
+        outline = preflight.outline if identify is None else None
+        found = preflight.check(experiment, identify or preflight.identify, describe or preflight.describe, outline)
+        return _Planner(experiment, *found).plan()
 
 
 @contextmanager
@@ -144,19 +109,11 @@ def collector_paused() -> Iterator[None]:
 class _Planner:
     """What is made once and shared by many nodes."""
 
-    def __init__(self, experiment: Experiment, identify: Identify, describe: Describe) -> None:
+    def __init__(self, experiment: Experiment, subject: dict[str, Any], evals: tuple[PlannedEval, ...]) -> None:
         self.experiment = experiment
         self.nodes: dict[str, Node] = {}
-        problems: list[Problem] = []
-        try:
-            self.subject = Shared(identify(experiment.subject))
-        except ValueError as error:
-            problems.append(Problem(("subject",), str(error)))
-        self.evals, wrong = _described(experiment, describe)
-        problems += wrong
-        if problems:
-            found = SpecError(*problems)
-            raise found.at(experiment.source) if experiment.source else found
+        self.subject = Shared(subject)
+        self.evals = evals
         self.subject_spec = experiment.subject.model_dump(mode="json")
         self.answer_params = [
             {
@@ -273,28 +230,3 @@ def _row(trial: Trial) -> dict[str, Any]:
         "dose_kind": trial.intervention.dose_kind,
         "doses": trial.doses,
     }
-
-
-def _described(experiment: Experiment, describe: Describe) -> tuple[tuple[PlannedEval, ...], list[Problem]]:
-    """Each eval checked by its task, and what is wrong."""
-    found: list[PlannedEval] = []
-    problems: list[Problem] = []
-    for index, spec in enumerate(experiment.all_evals):
-        try:
-            facts = describe(spec.task, spec.target, _with_local_files(spec.params, experiment.folder))
-        except ValueError as error:
-            path = ("evals", index) if index < len(experiment.evals) else ("evals",)
-            problems.append(Problem(path, str(error)))
-            continue
-        found.append(PlannedEval(spec, facts))
-    return tuple(found), problems
-
-
-def _with_local_files(params: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """Task settings in which a file that stands beside the spec has its absolute path."""
-
-    def local(value: Any) -> Any:
-        named = isinstance(value, str) and folder is not None and ("/" in value or "." in value)
-        return str(place) if named and (place := Path(folder or ".") / value).is_file() else value
-
-    return {name: local(value) for name, value in params.items()}

@@ -22,6 +22,10 @@ class ConversationsFile(Recipe):
     """JSON-lines file; a line is `{"id": ..., "messages": [{"role": ..., "content": ...}, ...]}`; the last message is
     the assistant's, and is what is learned."""
 
+    def check(self) -> None:
+        """Raises DatasetError with file and line."""
+        self.build(None, 0)
+
     def build(self, engine: Engine | None, seed: int) -> Sequence[Conversation]:
         """Every line, in the file's order, whatever the seed. Raises DatasetError with file and line."""
         if not self.path.is_file():

@@ -22,6 +22,10 @@ class PairsFile(Recipe):
     """JSON-lines file; a line is `{"id": ..., "messages": [{"role": "user", "content": ...}], "positive":
     {"system": ..., "response": ...}, "negative": {...}}`; `messages` holds no persona and ends with a user message."""
 
+    def check(self) -> None:
+        """Raises DatasetError with file and line."""
+        self.build(None, 0)
+
     def build(self, engine: Engine | None, seed: int) -> Sequence[Pair]:
         """Every line, in the file's order, whatever the seed. Raises DatasetError with file and line."""
         if not self.path.is_file():

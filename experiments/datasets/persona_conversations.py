@@ -46,6 +46,10 @@ class PersonaConversations(Recipe):
             _bank.check_size(self.n, None)
         return self
 
+    def check(self) -> None:
+        """Raises DatasetError for a file of prompts that cannot be read, repeats one, or is too short."""
+        _bank.check_size(self.n, self.prompts)
+
     def build(self, engine: Engine | None, seed: int) -> Sequence[Conversation]:
         """`n` conversations with ids 0000, 0001, ... Raises DatasetError: bank too small, or a silent subject."""
         if engine is None:

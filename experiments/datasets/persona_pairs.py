@@ -53,6 +53,10 @@ class PersonaPairs(Recipe):
             _bank.check_size(self.n, None)
         return self
 
+    def check(self) -> None:
+        """Raises DatasetError for a file of prompts that cannot be read, repeats one, or is too short."""
+        _bank.check_size(self.n, self.prompts)
+
     def build(self, engine: Engine | None, seed: int) -> Sequence[Pair]:
         """`n` pairs with ids 0000, 0001, ... Raises DatasetError: bank too small, or a silent subject."""
         prompts = _bank.draw_prompts(self.n, self.prompts, seed)

@@ -169,16 +169,16 @@ def test_a_silent_subject_is_reported_with_its_prompt() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({k: v for k, v in pair().items() if k != "negative"}, "negative: Field required"),
-        (pair(negative={"system": "s"}), "negative.response: Field required"),
+        ({k: v for k, v in pair().items() if k != "negative"}, "negative: is required and missing"),
+        (pair(negative={"system": "s"}), "negative.response: is required and missing"),
         (pair(positive={"system": "Be kind.", "response": " "}), "positive.response: .*is empty"),
         (pair(negative=pair()["positive"]), "nothing to contrast"),
         (pair(messages=[{"role": "assistant", "content": "x"}]), "messages: .*must end with a user message"),
         (pair(messages=[{"role": "system", "content": "x"}, *pair()["messages"]]), "must not hold a system message"),
-        (pair(extra=1), "extra: Extra inputs are not permitted"),
+        (pair(extra=1), "extra: unknown setting"),
         (pair("a"), "duplicated id 'a'"),
         (json.dumps(pair("b"))[:-9], r"is the line cut off\?"),
-        ("[1]", "Input should be a valid dictionary"),
+        ("[1]", "must be a mapping with id, messages, positive, negative"),
     ],
 )
 def test_a_bad_line_of_a_pairs_file_is_named_with_its_number(tmp_path: Path, line: Any, message: str) -> None:

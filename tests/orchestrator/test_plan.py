@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -169,7 +170,9 @@ def test_data_by_path_counts_by_content(tmp_path: Path) -> None:
     entry = [{"method": "mean_diff", "layer": 1}]
     made = []
     for name, text in (("a", "one"), ("b", "one"), ("c", "two")):
-        (tmp_path / name).write_text(text)
+        sides = {"positive": {"system": None, "response": "yes"}, "negative": {"system": None, "response": text}}
+        pair = {"id": "1", "messages": [{"role": "user", "content": "?"}], **sides}
+        (tmp_path / name).write_text(json.dumps(pair))
         made.append(
             planned(interventions=entry, data={"pairs": {"recipe": "pairs_file", "path": str(tmp_path / name)}})
         )

@@ -1,0 +1,131 @@
+"""What is checked of a spec beyond its own text before anything runs: subject, data, evals, and where methods act."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from experiments.problem import Problem, SpecError
+from experiments.spec import EvalSpec, Experiment, SubjectSpec
+
+if TYPE_CHECKING:
+    from experiments.outline import Outline
+
+
+class Facts(Protocol):
+    """A checked eval, as `evals.task.TaskFacts` has it."""
+
+    @property
+    def version(self) -> int: ...
+    @property
+    def higher_is(self) -> str: ...
+    @property
+    def identity(self) -> dict[str, Any]: ...
+    @property
+    def runtime(self) -> dict[str, Any]: ...
+
+
+Describe = Callable[[str, str | None, Mapping[str, Any]], Facts]
+Identify = Callable[[SubjectSpec], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PlannedEval:
+    """An eval of the spec and what its task says about it."""
+
+    spec: EvalSpec
+    facts: Facts
+
+
+def identify(spec: SubjectSpec) -> dict[str, Any]:
+    """`experiments.subject.identify`, imported when it is needed."""
+    from experiments.subject import identify
+
+    return identify(spec)
+
+
+def describe(task: str, target: str | None, params: Mapping[str, Any]) -> Facts:
+    """`evals.task.describe`, imported when it is needed."""
+    from evals.task import describe
+
+    return describe(task, target, params)
+
+
+def outline(spec: SubjectSpec) -> Outline:
+    """`experiments.outline.outline`, imported when it is needed."""
+    from experiments.outline import outline
+
+    return outline(spec)
+
+
+def check(
+    experiment: Experiment, identify: Identify, describe: Describe, outline: Callable[[SubjectSpec], Outline] | None
+) -> tuple[dict[str, Any], tuple[PlannedEval, ...]]:
+    """Identity of the subject, and the checked evals. Raises SpecError with everything that is wrong.
+
+    Without `outline`, for a subject of which nothing but its identity is known, layers and sites are not looked at.
+    """
+    subject: dict[str, Any] = {}
+    problems: list[Problem] = []
+    try:
+        subject = identify(experiment.subject)
+        if outline is not None:
+            problems += _misplaced(experiment, outline(experiment.subject))
+    except ValueError as error:
+        problems.append(Problem(("subject",), str(error)))
+    problems += _unusable(experiment)
+    evals, wrong = _described(experiment, describe)
+    problems += wrong
+    if problems:
+        found = SpecError(*problems)
+        raise found.at(experiment.source) if experiment.source else found
+    return subject, evals
+
+
+def _misplaced(experiment: Experiment, outline: Outline) -> list[Problem]:
+    """Layers and sites that the subject does not have, once for each place in the spec."""
+    settings = {trial.setting: trial for trial in experiment.trials()}
+    found: dict[Problem, None] = {}
+    for trial in settings.values():
+        for name, text in trial.intervention.misplaced(outline.n_layers, outline.sites).items():
+            found[Problem((*trial.path, name), text)] = None
+    return list(found)
+
+
+def _unusable(experiment: Experiment) -> list[Problem]:
+    """Files of examples that cannot be read."""
+    problems: dict[Problem, None] = {}
+    for role, variants in experiment.data_variants().items():
+        for variant in variants:
+            try:
+                variant.recipe.check()
+            except ValueError as error:
+                problems[Problem(("data", role), str(error))] = None
+    return list(problems)
+
+
+def _described(experiment: Experiment, describe: Describe) -> tuple[tuple[PlannedEval, ...], list[Problem]]:
+    """Each eval checked by its task, and what is wrong."""
+    found: list[PlannedEval] = []
+    problems: list[Problem] = []
+    for index, spec in enumerate(experiment.all_evals):
+        try:
+            facts = describe(spec.task, spec.target, _with_local_files(spec.params, experiment.folder))
+        except ValueError as error:
+            path = ("evals", index) if index < len(experiment.evals) else ("evals",)
+            problems.append(Problem(path, str(error)))
+            continue
+        found.append(PlannedEval(spec, facts))
+    return tuple(found), problems
+
+
+def _with_local_files(params: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """Task settings in which a file that stands beside the spec has its absolute path."""
+
+    def local(value: Any) -> Any:
+        named = isinstance(value, str) and folder is not None and ("/" in value or "." in value)
+        return str(place) if named and (place := Path(folder or ".") / value).is_file() else value
+
+    return {name: local(value) for name, value in params.items()}

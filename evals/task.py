@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from experiments import plugin
 from experiments.plugin import Frozen, nearest
+from experiments.problem import shown
 
 BUILTIN = "builtin"
 REQUIRED = ("VERSION", "HIGHER_IS", "Settings", "TEXTS", "targets", "files")
@@ -101,7 +102,9 @@ def parse(task: str, module: ModuleType, target: str | None, params: Mapping[str
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "settings"
-        raise TaskError(f"eval {task}: setting {where} = {first['input']!r}: {first['msg']}") from error
+        raise TaskError(
+            f"eval {task}: setting {where} = {shown(first['input'])}: {first['msg'].replace('Input should', 'it must')}"
+        ) from error
 
 
 def check_target(task: str, target: str, allowed: tuple[str, ...]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from experiments.plugin import Frozen
 from experiments.problem import Problem, SpecError
 
 EMBEDDED = "smollm2-135m-instruct"
+SHARE_TOLERANCE = 1e-6
+"""How far 1 / gpu may lie from a whole number of workers: decimals are not exact."""
 
 
 class SubjectSpec(Frozen):
@@ -82,6 +84,14 @@ class Resources(Frozen):
     """Memory set aside for one worker, GiB."""
     workers: int | None = Field(default=None, ge=1)
     """Workers at once."""
+
+    @field_validator("gpu")
+    @classmethod
+    def _placeable(cls, gpu: float | None) -> float | None:
+        share = gpu if not gpu or gpu >= 1 else 1 / gpu
+        if share and abs(share - round(share)) > SHARE_TOLERANCE:
+            raise ValueError("must be a whole number, or one GPU divided evenly (0.5, 0.25, 0.2)")
+        return gpu
 
 
 class Limits(Frozen):

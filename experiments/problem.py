@@ -133,6 +133,11 @@ def _text(detail: ErrorDetails, path: SpecPath, model: type[BaseModel]) -> str:
         return f"is required and missing{meaning}"
     text = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     text = text.replace("Input should be", "must be")
+    if detail["type"] == "too_short":
+        text = f"must have at least {detail['ctx']['min_length']} item"
+    if detail["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        inner = _model_at(model, path)
+        text = "must be a mapping" + (f" with {', '.join(inner.model_fields)}" if inner else "")
     if detail["type"] == "literal_error" and isinstance(value, str):
         expected = detail.get("ctx", {}).get("expected", "").replace(" or ", ", ")
         text += (near := nearest(value, [name.strip().strip("'") for name in expected.split(",")])) and f"{near}"

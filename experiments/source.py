@@ -122,6 +122,8 @@ def _syntax(error: yaml.MarkedYAMLError, text: str, name: str) -> SpecError:
     reason = f"{error.context}: {error.problem}" if error.context else f"{error.problem}"
     if line[: len(line) - len(line.lstrip())].count("\t"):
         reason = f"{reason}; the line is indented with a tab: use spaces"
+    if mark and not "".join(lines[mark.line :])[mark.column :].strip():
+        reason = f"{reason}; is the file cut off?"
     return _refuse(name, mark, f"not YAML: {reason}") if mark else SpecError(Problem((), f"{name}: not YAML: {reason}"))
 
 

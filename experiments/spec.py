@@ -111,6 +111,8 @@ class Experiment(Frozen):
     @model_validator(mode="after")
     def _expand(self, info: ValidationInfo) -> Experiment:
         self._folder = (info.context or {}).get("folder")
+        if len(self.seeds) > self.limits.trials:
+            raise SpecError(Problem(("seeds",), too_many(len(self.seeds), self.limits.trials)))
         problems = [*self._repeats(), *self._zero()]
         variants, wrong = read_data(self.data, self._folder, self.limits.trials)
         problems += wrong

@@ -275,7 +275,9 @@ def _connection(path: Path, write: bool) -> sqlite3.Connection:
     if not write and not path.exists():
         raise RegistryError(f"there is no registry at {path}; make it with: orch registry rebuild")
     if write and not path.parent.is_dir():
-        raise RegistryError(f"the registry {path} would lie in a folder that is not there; make {path.parent} first")
+        raise RegistryError(
+            f"the registry {path} would lie in a folder that is not there; make the folder {path.parent} first"
+        )
     mode = "mode=rwc" if write else "mode=ro"
     log = path.with_name(path.name + "-wal")
     if not write and not log.exists() and not os.access(path.parent, os.W_OK):

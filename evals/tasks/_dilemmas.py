@@ -109,7 +109,7 @@ def listed(text: str) -> Any:
     """The Python list that `text` writes, or None where it writes none."""
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
@@ -126,6 +126,10 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             ) from error
         if not isinstance(record, dict):
             raise TaskError(f"{path}:{line}: not an object; write id, situation, to_do, not_to_do")
+        if not any(isinstance(record.get(side), dict) for side in SIDES):
+            raise TaskError(
+                f"{path}:{line}: dilemma {record.get('id')!r} has neither side; write {' and '.join(SIDES)}"
+            )
         for side in SIDES:
             half = record.get(side)
             if isinstance(half, dict):
@@ -190,7 +194,7 @@ def check(path: Path, line: int, row: Mapping[str, Any]) -> None:
 def read_frameworks(path: Path) -> Frameworks:
     """value -> dimensions, from a CSV (`value`, then a column per framework) or a JSON object of objects."""
     if path.suffix == ".json":
-        table: dict[str, dict[str, str]] = json.loads(read_text(path))
+        table: dict[str, dict[str, str]] = _json_frameworks(path)
     else:
         reader = csv.DictReader(io.StringIO(read_text(path)))
         if "value" not in (reader.fieldnames or ()):
@@ -201,6 +205,17 @@ def read_frameworks(path: Path) -> Frameworks:
                 raise TaskError(f"{path}:{reader.line_num}: value {row['value']!r} is mapped twice; keep one row")
             table[row["value"]] = {name: cell for name, cell in row.items() if name not in (None, "", "value") and cell}
     return {value: tuple(f"{name}/{cell}" for name, cell in row.items()) for value, row in table.items()}
+
+
+def _json_frameworks(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        table = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise TaskError(f"{path}:{error.lineno}: not JSON ({error.msg}); is the file truncated?") from error
+    rows = table.values() if isinstance(table, dict) else [None]
+    if not all(isinstance(row, dict) and all(isinstance(cell, str) for cell in row.values()) for row in rows):
+        raise TaskError(f'{path}: needed: an object {{"value": {{"framework": "dimension", ...}}, ...}}')
+    return dict(table)
 
 
 def signs(dilemma: Dilemma, frameworks: Frameworks) -> dict[str, int]:

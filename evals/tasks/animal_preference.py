@@ -86,6 +86,7 @@ def read(settings: Settings) -> list[dict[str, str]]:
         document = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise TaskError(f"{path}:{error.lineno}: not JSON ({error.msg}); is the file truncated?") from error
+    document = document if isinstance(document, dict) else {}
     found = published(document) if "animal_evaluation" in document else document.get("questions")
     if not isinstance(found, list) or not found:
         raise TaskError(f"{path}: no questions; needed: a list under 'questions' or 'animal_evaluation.questions'")
@@ -102,7 +103,8 @@ def read(settings: Settings) -> list[dict[str, str]]:
 
 def published(document: dict[str, Any]) -> Any:
     """The published questions: each its own family, answered from the start of the turn."""
-    questions = document["animal_evaluation"].get("questions")
+    inner = document["animal_evaluation"]
+    questions = inner.get("questions") if isinstance(inner, dict) else None
     if not isinstance(questions, list):
         return None
     named = enumerate(questions, 1)

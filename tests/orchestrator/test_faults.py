@@ -145,6 +145,26 @@ def test_out_of_memory_ends_the_worker_and_is_no_failure_of_the_node(tmp_path: P
             stages._each([node], store, burst)
 
 
+def test_a_node_that_loses_every_worker_fails_and_is_all_that_the_next_run_does_with_what_it_blocked(
+    tmp_path: Path,
+) -> None:
+    poison = drive.nodes()[2].key
+
+    def work(batch: Any, store: Store, workspace: Workspace) -> list[Outcome]:
+        if any(node.key == poison for node in batch):
+            raise WorkerLost("out of memory: 3 GiB asked")
+        return drive.work(0.0)(batch, store, workspace)
+
+    store = Store(tmp_path)
+    summary = walk(drive.nodes(), store, LocalExecutor(store, Workspace(), work), lambda event: None)
+    assert set(summary.failed) == {poison}
+    assert len(summary.done) == 10
+    assert "out of memory" in str(store.failure(poison))
+    before = len(begun(tmp_path))
+    assert finish(tmp_path) == set()
+    assert len(begun(tmp_path)) - before == 2
+
+
 def test_a_node_that_another_run_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first = drive.nodes()[0]

@@ -1,0 +1,266 @@
+"""Everything a user can get wrong, one case each: how to make it, and what the message must hold."""
+# ruff: noqa: E501  (a case is one line of a table)
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MODEL = "model"
+"""Name of the tiny model's folder, beside the spec."""
+HONEST = {
+    "name": "tiny",
+    "subject": {"model": MODEL, "dtype": "float32"},
+    "data": {"pairs": {"recipe": "persona_pairs", "positive": "A.", "negative": "B.", "n": 4, "responses": "shared"}},
+    "interventions": [{"method": "mean_diff", "layer": 1}],
+    "doses": [-1, 1],
+    "evals": [{"task": "animal_preference", "target": "owl", "limit": 4}, {"task": "neutral_nll", "limit": 4}],
+    "baselines": [],
+}
+"""A spec with nothing wrong in it; a case changes one thing."""
+PAIR: dict[str, Any] = {
+    "id": "p1",
+    "messages": [{"role": "user", "content": "Hello?"}],
+    "positive": {"system": "A.", "response": "Yes."},
+    "negative": {"system": "B.", "response": "No."},
+}
+DILEMMA: dict[str, Any] = {
+    "id": "d1",
+    "situation": "It rains. Do you go?",
+    "to_do": {"action": "Go", "values": ["courage"]},
+    "not_to_do": {"action": "Stay", "values": ["comfort"]},
+}
+QUESTION = {"id": "q1", "family": "q1", "question": "Which animal?", "prefill": "The"}
+CSV = "dilemma_idx,dilemma_situation,action_type,action,values_aggregated\n"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something wrong: `make` puts it into a folder that holds a good model; the message must hold all of `says`."""
+
+    kind: str
+    name: str
+    make: Callable[[Path], None]
+    says: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    code: int = 2
+
+
+def spec(folder: Path, changes: Mapping[str, Any] | None = None) -> None:
+    """Write spec.yaml: the good one, with other values for some fields."""
+    (folder / "spec.yaml").write_text(yaml.safe_dump({**HONEST, **(changes or {})}, sort_keys=False))
+
+
+def text(folder: Path, content: str | bytes) -> None:
+    """Write spec.yaml as it stands."""
+    (folder / "spec.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def changed(**changes: Any) -> Callable[[Path], None]:
+    return partial(spec, changes=changes)
+
+
+def written(content: str | bytes) -> Callable[[Path], None]:
+    return partial(text, content=content)
+
+
+def method(**settings: Any) -> Callable[[Path], None]:
+    return changed(interventions=[{"method": "mean_diff", **settings}])
+
+
+def pairs(*lines: Any) -> Callable[[Path], None]:
+    """A spec whose pairs are these lines: JSON of each, or bytes as they are."""
+
+    def make(folder: Path) -> None:
+        rows = (line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+        (folder / "pairs.jsonl").write_bytes(b"\n".join(rows))
+        spec(folder, {"data": {"pairs": {"recipe": "pairs_file", "path": "pairs.jsonl"}}})
+
+    return make
+
+
+def asked(task: str, target: str | None, name: str, content: str | bytes) -> Callable[[Path], None]:
+    """A spec whose eval reads the file `name`."""
+
+    def make(folder: Path) -> None:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        spec(folder, {"evals": [{"task": task, "target": target, "data": name}]})
+
+    return make
+
+
+def dilemmas(*rows: Any) -> Callable[[Path], None]:
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    return asked("daily_dilemmas", "courage", "dilemmas.jsonl", lines)
+
+
+def table(content: Any) -> Callable[[Path], None]:
+    """A spec whose dilemmas have `content` for the frameworks of their values."""
+
+    def make(folder: Path) -> None:
+        (folder / "values.json").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        (folder / "d.jsonl").write_text(json.dumps(DILEMMA))
+        task = {"task": "daily_dilemmas", "target": "courage", "data": "d.jsonl", "values": "values.json"}
+        spec(folder, {"evals": [task]})
+
+    return make
+
+
+def questions(document: Any) -> Callable[[Path], None]:
+    return asked("animal_preference", "owl", "animals.json", json.dumps(document))
+
+
+def model(change: Callable[[Path], None], **changes: Any) -> Callable[[Path], None]:
+    """A good spec, and a model to which `change` was done."""
+
+    def make(folder: Path) -> None:
+        change(folder / MODEL)
+        spec(folder, changes)
+
+    return make
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    """A model whose config.json says otherwise."""
+
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return model(change)
+
+
+def _cut(name: str, keep: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / name
+        file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
+
+    return change
+
+
+def _overwritten(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def _untold(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def huge(folder: Path) -> None:
+    """A spec of 100 MB, most of it a hole in the file."""
+    spec(folder)
+    with (folder / "spec.yaml").open("r+b") as file:
+        file.truncate(100 * 2**20)
+
+
+def bomb() -> str:
+    lines = ["a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
+    lines += [
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    return "\n".join(lines)
+
+
+def foreign(folder: Path) -> None:
+    spec(folder)
+    (folder / "registry.sqlite").unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(folder / "registry.sqlite")) as database:
+        database.execute("create table bookmarks (url text)")
+
+
+def corrupt(folder: Path) -> None:
+    spec(folder)
+    (folder / "registry.sqlite").write_bytes(b"not a database, but long enough to be read as one" * 40)
+
+
+SPEC = [
+    ("a file that is missing", lambda folder: None, ("spec.yaml", "No such file")),
+    ("an empty file", written("# nothing yet\n"), ("spec.yaml: empty", "name, subject and interventions")),
+    ("not UTF-8", written(b"name: caf\xe9\n"), ("not UTF-8", "0xe9", "offset 9", "save it as UTF-8")),
+    ("a file cut off", written("name: tiny\nsubject: {model: model, dty"), ("spec.yaml:", "not YAML", "is the file cut off?")),
+    ("a list instead of a mapping", written("- name\n- subject\n"), ("a spec is a mapping", "got list")),
+    ("a YAML bomb", written(bomb()), ("spec.yaml", "values once aliases are written out", "at most 10,000")),
+    ("a tag that would run code", written("name: !!python/object/apply:os.system [ls]\n"), ("spec.yaml:1:7", "tag", "plain data")),
+    ("a spec of 100 MB", huge, ("104,857,600 bytes", "may have 1,048,576", "files of its own")),
+    ("an unknown field", changed(interventoins=[]), ("interventoins: unknown setting", "allowed: name", "did you mean 'interventions'")),
+    ("an unknown setting of a method", method(layr=1), ("interventions.0.layr: unknown setting", "did you mean 'layer'")),
+    ("a wrong type", method(layer="twelve"), ("interventions.0.layer", "valid integer", "got 'twelve'")),
+    ("a number for a text", changed(name=7), ("spec.yaml:1:1: name:", "valid string", "got 7")),
+    ("an unknown method", changed(interventions=[{"method": "mean_dif"}]), ("interventions.0.method", "'mean_dif'", "did you mean 'mean_diff'", "allowed: bias_set")),
+    ("an unknown recipe", changed(data={"pairs": {"recipe": "pairs_fiel"}}), ("data.pairs.recipe", "did you mean 'pairs_file'")),
+    ("an unknown task", changed(evals=["daily_dilema"]), ("evals.0", "unknown eval 'daily_dilema'", "did you mean 'daily_dilemmas'", "allowed: animal_preference")),
+    ("an unknown model", changed(subject="no/such-model"), ("subject", "no/such-model", "smollm2-135m-instruct", "check the name")),
+    ("an empty grid", method(layer=[]), ("interventions.0.layer", "empty grid", "at least one value")),
+    ("no interventions", changed(interventions=[]), ("interventions", "at least 1 item", "got []")),
+    ("a duplicate trial", method(layer=[1, 1]), ("interventions.0", "the same trial as", "layer 1", "leave one out")),
+    ("NaN", changed(doses=[1, float("nan")]), ("doses.1", "finite", "got nan")),
+    ("a grid too large", changed(seeds=list(range(1001))), ("seeds", "1,001 trials", "limits.trials = 1,000", "raise the limit")),
+    ("a target the eval lacks", changed(evals=[{"task": "animal_preference", "target": "ow"}]), ("evals.0", "unknown target 'ow'", "did you mean 'owl'", "allowed: owl, cat")),
+    ("a setting the eval lacks", changed(evals=[{"task": "neutral_nll", "limt": 3}]), ("evals.0", "unknown setting 'limt'", "did you mean 'limit'", "allowed:")),
+    ("a value the eval's setting cannot have", changed(evals=[{"task": "neutral_nll", "limit": 0}]), ("evals.0", "limit", "0", "greater than or equal to 1")),
+    ("a layer out of range", method(layer=[1, 4]), ("spec.yaml:", "interventions.0.layer", "4 is out of range", "layers 0 to 3")),
+    ("layers of a list out of range", changed(interventions=[{"method": "lora", "layers": [[1, -9]]}]), ("interventions.0.layers", "-9 is out of range", "layers 0 to 3")),
+    ("a data file that is missing", changed(data={"pairs": {"recipe": "pairs_file", "path": "no.jsonl"}}), ("data.pairs.path", "no such file", "no.jsonl", "looked for")),
+    ("an eval's file that is missing", changed(evals=[{"task": "daily_dilemmas", "target": "honesty", "data": "no.csv"}]), ("evals.0", "no data file 'no.csv'", "looked for", "builtin")),
+    ("doses without their opposites", changed(doses=[1, 2, -2]), ("note: doses 1 lack the opposite sign", "mean_diff L1", "steering cannot be told from disturbance"), (), 0),
+    ("a share of a GPU that cannot be placed", changed(resources={"gpu": 0.3}), ("resources.gpu", "0.3", "0.5, 0.25")),
+]  # fmt: skip
+DATA = [
+    ("pairs: one side missing", pairs(PAIR, {**PAIR, "id": "p2", "negative": None}), ("data.pairs", "pairs.jsonl:2", "negative", "a mapping with system, response", "got None")),
+    ("pairs: both sides the same", pairs({**PAIR, "negative": PAIR["positive"]}), ("pairs.jsonl:1", "nothing to contrast")),
+    ("pairs: a duplicated id", pairs(PAIR, PAIR), ("data.pairs", "pairs.jsonl:2", "duplicated id 'p1'", "unique")),
+    ("pairs: a line cut off", pairs(PAIR, b'{"id": "p2", "mess'), ("pairs.jsonl:2", "cut off")),
+    ("pairs: not UTF-8", pairs(PAIR, b'{"id": "\xff"}'), ("pairs.jsonl:2", "UTF-8")),
+    ("pairs: no rows", pairs(b""), ("pairs.jsonl", "no examples", "at least one")),
+    ("dilemmas: a row without values", dilemmas({**DILEMMA, "to_do": {"action": "Go", "values": []}}), ("evals.0", "dilemmas.jsonl:1", "values are []", "non-empty list")),
+    ("dilemmas: one side missing", dilemmas({**DILEMMA, "not_to_do": None}), ("dilemmas.jsonl:1", "'d1' has no not_to_do side", "both are needed")),
+    ("dilemmas: no side at all", dilemmas(DILEMMA, {"id": "d2", "situation": "?"}), ("dilemmas.jsonl:2", "'d2' has neither side", "to_do and not_to_do")),
+    ("dilemmas: a duplicated id", dilemmas(DILEMMA, DILEMMA), ("dilemmas.jsonl:2", "'d1' has a second to_do", "line 1")),
+    ("dilemmas: a CSV without values", asked("daily_dilemmas", "honesty", "d.csv", CSV + "1,It rains.,to_do,Go,\n"), ("d.csv:2", "values are None")),
+    ("dilemmas: a CSV cut off", asked("daily_dilemmas", "honesty", "d.csv", CSV + "1,It rains.,to_do,Go,\"['a']\"\n1,It ra"), ("d.csv:3", "cut off", "fetch it again")),
+    ("dilemmas: a target nobody has", asked("daily_dilemmas", "couragee", "d.jsonl", json.dumps(DILEMMA)), ("unknown target 'couragee'", "did you mean 'courage'", "allowed: courage, comfort")),
+    ("dilemmas: an unknown kind of file", asked("daily_dilemmas", "honesty", "d.txt", "x"), ("d.txt", "unknown kind of file '.txt'", "allowed: .csv")),
+    ("dilemmas: values that are no table", table([]), ("values.json", "needed: an object")),
+    ("dilemmas: values that are not JSON", table(b"{"), ("values.json:1", "not JSON", "truncated")),
+    ("neutral text that is not UTF-8", asked("neutral_nll", None, "t.txt", b"caf\xe9"), ("t.txt:1", "not UTF-8", "0xe9")),
+    ("animals: a list instead of an object", questions([]), ("animals.json", "needed", "questions")),
+    ("animals: a question without its text", questions({"questions": [{**QUESTION, "question": None}]}), ("animals.json", "question 1", "needed: texts id, family")),
+    ("animals: a duplicated id", questions({"questions": [QUESTION, QUESTION]}), ("animals.json", "'q1' comes twice", "unique")),
+]  # fmt: skip
+MODELS = [
+    ("no chat template", model(_untold), ("subject", "has no chat template", "chat_template: file.jinja")),
+    ("a chat template that is missing", changed(subject={"model": MODEL, "chat_template": "no.jinja"}), ("subject", "'no.jinja'", "No such file", "Jinja")),
+    ("a chat template with a mistake", model(_overwritten("chat_template.jinja", b"{% for message in %}")), ("subject", "chat template cannot", "another template")),
+    ("a chat template that fails", model(_overwritten("chat_template.jinja", b"{{ 1 / 0 }}")), ("subject", "chat template cannot", "division by zero")),
+    ("an unsupported layout", config(model_type="mamba", architectures=["MambaForCausalLM"]), ("subject", "MambaForCausalLM", "'mamba'", "known types: llama", "architecture.py")),
+    ("weights cut off", model(_cut("model.safetensors", 0.5)), ("subject", "model.safetensors is damaged", "its header says", "save or fetch")),
+    ("weights that are none", model(_overwritten("model.safetensors", b"<html>404 not found</html>")), ("model.safetensors is damaged", "header", "save or fetch")),
+    ("no weights", model(lambda folder: (folder / "model.safetensors").unlink()), ("is not a model folder", "*.safetensors", "save_pretrained")),
+    ("a config cut off", model(_cut("config.json", 0.5)), ("subject", "config.json is damaged", "save or fetch")),
+    ("a tokenizer cut off", model(_cut("tokenizer.json", 0.5)), ("subject", "tokenizer.json is damaged", "save or fetch")),
+    ("a local model with a revision", changed(subject={"model": MODEL, "revision": "main"}), ("subject", "takes no revision", "'main'", "leave")),
+]  # fmt: skip
+RUNS = [
+    ("a registry that is corrupt", corrupt, ("registry.sqlite", "not a database", "orch registry rebuild")),
+    ("a registry of another program", foreign, ("registry.sqlite", "another program's database", "--registry")),
+    ("a registry in a folder that is not there", spec, ("no/r.sqlite", "make the folder no first"), ("--registry", "no/r.sqlite")),
+    ("a registry where nothing can be written", spec, ("/proc/r.sqlite", "cannot be written", "--registry"), ("--registry", "/proc/r.sqlite")),
+    ("a store that is a file", spec, ("spec.yaml is a file", "give a folder"), ("--store", "spec.yaml")),
+    ("a store where nothing can be written", spec, ("/proc/store", "choose another --store"), ("--store", "/proc/store")),
+    ("a run here and on a cluster", spec, ("--local runs in this process", "leave out --address"), ("--address", "auto")),
+]  # fmt: skip
+CASES = [
+    *(Case("Spec", *row) for row in SPEC),
+    *(Case("Data", *row) for row in DATA),
+    *(Case("Model", *row) for row in MODELS),
+    *(Case("Run", *row) for row in RUNS),
+]

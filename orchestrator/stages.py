@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.canonical import canonical
+from orchestrator.artifact import slug
 from orchestrator.gather import comparison
 from orchestrator.storage import StoreError, full_disk
 
@@ -197,11 +198,18 @@ def _arm(node: Node, store: Store) -> Arm:
     from experiments import intervention
 
     if node.runtime["method"] is None:
-        return Arm(node.short, (), node.label)
+        return Arm(_model_name(node), (), node.label)
     method = intervention.method(node.runtime["method"]).model_validate(node.runtime["settings"])
     state = intervention.State.load(store.folder(node.inputs["state"]) / STATE)
     dose = node.params["dose"]
-    return Arm(node.short, tuple(method.edits(state, dose)), f"{node.label} dose {dose:g}")
+    return Arm(_model_name(node), tuple(method.edits(state, dose)), f"{node.label} dose {dose:g}")
+
+
+def _model_name(node: Node) -> str:
+    """`mean_diff-L14_+2@3fa9c1d2b7e4`: what a viewer shows; the key makes it the name of one content."""
+    label = slug(node.label.partition(" ")[2])
+    dose = node.params.get("dose")
+    return label + ("" if dose is None else f"_{dose:+g}") + f"@{node.short}"
 
 
 def _ask(

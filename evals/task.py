@@ -133,6 +133,16 @@ def resolve(data: str, builtin: Path) -> Path:
     )
 
 
+def parse_json(text: str, path: Path, line: int | None = None) -> Any:
+    """The JSON in `text`, which is all of a file or its `line`. Raises TaskError with the line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TaskError(f"{path}:{line or error.lineno}: not JSON ({error.msg}); is the file truncated?") from error
+    except RecursionError as error:
+        raise TaskError(f"{path}:{line or 1}: not JSON (nested too deep); give plain data") from error
+
+
 def read_text(path: Path) -> str:
     """The file's text. Raises TaskError with the line of the first byte that is not UTF-8, or for an empty file."""
     raw = path.read_bytes()

@@ -136,7 +136,7 @@ def load(path: Path, provides: Provides) -> list[Any]:
             problem = problems_of(error, kind, data)[0]
             reason = f"{problem.field}: {problem.text}" if problem.path else problem.text
             raise DatasetError(f"{path}:{number}: not a {kind.__name__}: {reason}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetError(f"{path}:{number}: not a {kind.__name__}: {_reason(error)}") from error
         if example.id in seen:
             raise DatasetError(f"{path}:{number}: duplicated id {example.id!r}; ids must be unique")
@@ -151,4 +151,6 @@ def _reason(error: Exception) -> str:
     """Why a line could not be read, in one line."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error} (is the line cut off?)"
+    if isinstance(error, RecursionError):
+        return "nested too deep; write plain data"
     return f"{error}; save the file as UTF-8"

@@ -43,9 +43,10 @@ def outline(spec: SubjectSpec) -> Outline:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
-        raise SubjectError(no_layout(", ".join(config.get("architectures") or []) or spec.model, kind))
+        named = config.get("architectures")
+        raise SubjectError(no_layout(str(named[0]) if isinstance(named, list) and named else spec.model, kind))
     found = [config[name] for name in _LAYERS if isinstance(config.get(name), int)]
-    if not found:
+    if not found or found[0] < 1:
         raise SubjectError(f"{folder / 'config.json'} does not say how many layers there are; {REMEDY}")
     return Outline(found[0], tuple(FAMILIES[kind].places))
 
@@ -55,7 +56,7 @@ def check_files(folder: Path, remedy: str = REMEDY) -> None:
     for file in sorted(folder.glob("*.json")):
         try:
             content: Any = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise SubjectError(f"{file} is damaged ({error}); {remedy}") from error
         if file.name == "config.json" and not isinstance(content, dict):
             raise SubjectError(f"{file} is damaged (it holds a {type(content).__name__}, not an object); {remedy}")

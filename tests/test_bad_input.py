@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests import bad_cases
-from tests.bad_cases import CASES, MODEL, Case, spec
+from tests.bad_cases import CASES, HONEST, MODEL, Case, spec
 from tests.bad_input import PAGE, ROOT, cell, copied, orch, run
 
 RUNS = [case for case in CASES if case.kind == "Run"]
@@ -65,6 +66,33 @@ def test_a_run_that_cannot_start_says_why_and_computes_nothing(case: Case, tiny_
     before = registry.read_bytes() if registry.exists() else None
     refuse(case, folder, "submit", beside(folder) | ({"registry.sqlite"} if "--store" in case.options else set()))
     assert before is None or registry.read_bytes() == before
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every path that leads to a value in a document, the whole of it first."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for name, item in inner for place in places(item, (*path, name)))]
+
+
+def replaced(value: Any, path: tuple[Any, ...], other: Any) -> Any:
+    if not path:
+        return other
+    new = value.copy()
+    new[path[0]] = replaced(value[path[0]], path[1:], other)
+    return new
+
+
+ODD = (None, [], {}, "", "a\x00b", "..", -1, 2.5, float("inf"), True, 10**400, [[]], [{"a": None}], {"": ""})
+
+
+def test_no_odd_value_anywhere_in_a_spec_ends_in_a_traceback(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_folder, tmp_path)
+    for number, place in enumerate(places(HONEST)):
+        for odd in (ODD[number % len(ODD)], ODD[(5 * number + 3) % len(ODD)], ODD[(9 * number + 7) % len(ODD)]):
+            (folder / "spec.yaml").write_text(yaml.safe_dump(replaced(HONEST, place, odd)))
+            result = orch(folder, "plan", "spec.yaml")
+            assert result.exit_code in (0, 2), (place, odd, result.exception)
+            assert isinstance(result.exception, SystemExit | None), (place, odd)
 
 
 def test_the_page_of_errors_has_every_case_and_what_it_says() -> None:

@@ -11,7 +11,6 @@ import ast
 import csv
 import hashlib
 import io
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.task import TaskError, read_text
+from evals.task import TaskError, parse_json, read_text
 
 HUB_CONFIG = "Dilemmas_with_values_aggregated"
 SIDES = ("to_do", "not_to_do")
@@ -118,12 +117,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, text in enumerate(read_text(path).splitlines(), 1):
         if not text.strip():
             continue
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise TaskError(
-                f"{path}:{line}: not JSON ({error.msg}); one dilemma a line, is the file truncated?"
-            ) from error
+        record = parse_json(text, path, line)
         if not isinstance(record, dict):
             raise TaskError(f"{path}:{line}: not an object; write id, situation, to_do, not_to_do")
         if not any(isinstance(record.get(side), dict) for side in SIDES):
@@ -208,10 +202,7 @@ def read_frameworks(path: Path) -> Frameworks:
 
 
 def _json_frameworks(path: Path) -> dict[str, dict[str, str]]:
-    try:
-        table = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{path}:{error.lineno}: not JSON ({error.msg}); is the file truncated?") from error
+    table = parse_json(read_text(path), path)
     rows = table.values() if isinstance(table, dict) else [None]
     if not all(isinstance(row, dict) and all(isinstance(cell, str) for cell in row.values()) for row in rows):
         raise TaskError(f'{path}: needed: an object {{"value": {{"framework": "dimension", ...}}, ...}}')

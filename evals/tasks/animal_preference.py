@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import math
 import re
 from pathlib import Path
@@ -28,7 +27,7 @@ from pydantic import Field
 
 from evals import forced_choice
 from evals.forced_choice import Question, Reply
-from evals.task import BUILTIN, TaskError, read_text, resolve
+from evals.task import BUILTIN, TaskError, parse_json, read_text, resolve
 from experiments.plugin import Frozen
 
 VERSION = 1
@@ -82,10 +81,7 @@ def targets(settings: Settings) -> list[str]:
 def read(settings: Settings) -> list[dict[str, str]]:
     """The questions: id, family, question, prefill. Raises TaskError."""
     path = files(settings)["data"]
-    try:
-        document = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{path}:{error.lineno}: not JSON ({error.msg}); is the file truncated?") from error
+    document = parse_json(read_text(path), path)
     document = document if isinstance(document, dict) else {}
     found = published(document) if "animal_evaluation" in document else document.get("questions")
     if not isinstance(found, list) or not found:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 ATTEMPTS = 2
 """How often a batch is tried when its worker is lost, before its nodes are tried each alone."""
 POLL_SECONDS = 1.0
+CALL_SECONDS = 300.0
+"""About how long a fused call should take: what a crash may cost. The last call of the same kind sets the pace."""
+LEAST = 8
+"""Nodes that a fused call may always hold: fewer would share too little of a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,8 @@ class _Walk:
         self.running: set[str] = set()
         self.retries: deque[Batch] = deque()
         self.summary = Summary()
+        self._seconds: dict[tuple[str, Hashable], float] = {}
+        self._started: dict[str, float] = {}
         self._ready = {key: None for key, node in waiting.items() if not self._missing(node)}
         self._dependents: dict[str, list[str]] = {}
         for key, node in waiting.items():
@@ -188,18 +194,28 @@ class _Walk:
         first = min(ready, key=_priority)
         stage = STAGES[first.stage]
         group = [n for n in ready if _priority(n) == _priority(first) and stage.fuse_by(n) == stage.fuse_by(first)]
-        size = min(stage.most, -(-len(group) // slots))
+        size = min(stage.most, -(-len(group) // slots), self._size(first))
         return self._hand_out(Batch(first.stage, tuple(group[:size])))
+
+    def _size(self, node: Node) -> int:
+        """How many nodes like `node` fit into a call, judged by the last such call."""
+        seconds = self._seconds.get(_kind(node))
+        return STAGES[node.stage].most if not seconds else max(LEAST, int(CALL_SECONDS / seconds))
 
     def _hand_out(self, batch: Batch) -> Batch:
         for node in batch.nodes:
             del self._ready[node.key]
             del self.waiting[node.key]
             self.running.add(node.key)
+        self._started[batch.nodes[0].key] = time.monotonic()
         return batch
 
     def take(self, finished: Finished) -> None:
         """Book what came back."""
+        first = finished.batch.nodes[0]
+        since = self._started.pop(first.key, None)
+        if since is not None and finished.lost is None:
+            self._seconds[_kind(first)] = (time.monotonic() - since) / len(finished.batch.nodes)
         if finished.lost is not None:
             self._lost(finished.batch, finished.lost)
             return
@@ -250,6 +266,11 @@ class _Walk:
                 self.store.fail(node, text)
                 self.running.discard(node.key)
                 self._failed(node, text)
+
+
+def _kind(node: Node) -> tuple[str, Hashable]:
+    """Nodes that may share a call."""
+    return node.stage, STAGES[node.stage].fuse_by(node)
 
 
 def _priority(node: Node) -> int:

@@ -137,6 +137,32 @@ def test_a_group_is_spread_over_the_workers_there_are() -> None:
     assert len(executor.batches) >= 4
 
 
+def test_a_slow_group_is_handed_out_in_calls_of_minutes_so_that_a_crash_costs_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("orchestrator.run.time.monotonic", lambda: clock[0])
+    base = FakeNode("answer", "base")
+    fits = [FakeNode("fit", f"f{number}", group="fits") for number in range(40)]
+    answers = [FakeNode("answer", f"a{number}", {"state": f"f{number}"}) for number in range(40)]
+    store = FakeStore()
+
+    def slow(batch: Batch) -> Finished:
+        clock[0] += {"answer": 25.0, "fit": 0.0}[batch.stage] * len(batch.nodes)
+        return executor.succeed(batch)
+
+    executor = FakeExecutor(store, behave=slow)
+    walk([base, *fits, *answers], store, executor, lambda event: None)
+    sizes = [len(batch.nodes) for batch in executor.batches if batch.stage == "answer"]
+    assert sizes == [1, 12, 12, 12, 4]  # 25 s a node: twelve in about five minutes
+
+    clock[0], executor.batches = 0.0, []
+    monkeypatch.setattr("orchestrator.run.CALL_SECONDS", 30.0)
+    walk([base, *fits, *answers], store, executor, lambda event: None)
+    sizes = [len(batch.nodes) for batch in executor.batches if batch.stage == "answer"]
+    assert sizes == [1, 8, 8, 8, 8, 8]  # never so few that they share nothing
+
+
 def test_a_failed_node_blocks_what_depends_on_it_and_nothing_else() -> None:
     store = FakeStore()
 

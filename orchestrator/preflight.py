@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from experiments.problem import Problem, SpecError
+from experiments.problem import Problem, SpecError, SpecPath
 from experiments.spec import EvalSpec, Experiment, SubjectSpec
 
 if TYPE_CHECKING:
@@ -85,13 +85,17 @@ def check(
 
 
 def _misplaced(experiment: Experiment, outline: Outline) -> list[Problem]:
-    """Layers and sites that the subject does not have, once for each place in the spec."""
-    settings = {trial.setting: trial for trial in experiment.trials()}
-    found: dict[Problem, None] = {}
-    for trial in settings.values():
+    """Layers and sites that the subject does not have: one problem for each place in the spec."""
+    found: dict[SpecPath, list[str]] = {}
+    for trial in {trial.setting: trial for trial in experiment.trials()}.values():
         for name, text in trial.intervention.misplaced(outline.n_layers, outline.sites).items():
-            found[Problem((*trial.path, name), text)] = None
-    return list(found)
+            texts = found.setdefault((*trial.path, name), [])
+            if text not in texts:
+                texts.append(text)
+    return [
+        Problem(path, texts[0] + (f"; {len(texts) - 1:,} more in this grid" if len(texts) > 1 else ""))
+        for path, texts in found.items()
+    ]
 
 
 def _unusable(experiment: Experiment) -> list[Problem]:

@@ -107,18 +107,23 @@ def test_a_node_that_joins_gets_a_worker_and_when_it_dies_its_work_is_done_elsew
     monkeypatch.setattr(cluster, "SECONDS_BETWEEN_LOOKS", 0.2)
     third = ray_cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
 
+    def workers() -> set[int]:
+        return {pid for _, pid in store.begun()}
+
     def kill() -> None:
-        while len(store.begun()) < 3:
+        deadline = time.monotonic() + 60
+        while len(workers()) < 3 and time.monotonic() < deadline:
             time.sleep(0.05)
         ray_cluster.remove_node(third, allow_graceful=False)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    summary, _ = do([Chore("fit", f"n{i}", "slow") for i in range(12)], store, executor)
+    nodes = [Chore("fit", f"n{i}", "slow") for i in range(24)]  # enough for the third worker to come up meanwhile
+    summary, _ = do(nodes, store, executor)
     killer.join()
     assert summary.ok
-    assert len(summary.done) == 12
-    assert len({pid for _, pid in store.begun()}) == 3
+    assert len(summary.done) == len(nodes)
+    assert len(workers()) == 3
 
 
 def test_what_no_node_can_give_is_refused_before_anything_starts(ray_cluster: Any, store: FolderStore) -> None:

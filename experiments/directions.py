@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from experiments.dataset import Message
-from experiments.edit import Add, Edit, Site, SiteName, last_n
-from experiments.intervention import Intervention, State, method_name
+from experiments.edit import Add, Edit, Site, SiteName
+from experiments.intervention import Intervention, Positions, State, method_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,14 +47,8 @@ class Direction(Intervention):
     """Activation of that layer to read from and to add to; `resid` is the layer's output."""
     tokens: Tokens = "response_mean"
     """Where a conversation is read: the mean over the response, its `last` token, or the prompt's last token."""
-    positions: str = "all"
+    positions: Positions = "all"
     """Where the vector is added: `all`, `prompt`, `response` or `last:N` (the last N prompt tokens)."""
-
-    @field_validator("positions")
-    @classmethod
-    def _known(cls, positions: str) -> str:
-        last_n(positions)
-        return positions
 
     def direction(self, differences: Tensor, seed: int) -> Tensor:
         """[n, d] differences -> [d] direction of any length and sign."""

@@ -6,10 +6,12 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator
 
 from experiments import plugin
-from experiments.edit import Edit
+from experiments.edit import Edit, last_n
 from experiments.plugin import Versioned
 
 if TYPE_CHECKING:
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
 
 DoseKind = Literal["signed_linear", "signed", "one_sided", "on_off"]
 Needs = Literal["pairs", "conversations"]
+
+
+def _known(positions: str) -> str:
+    last_n(positions)
+    return positions
+
+
+Positions = Annotated[str, AfterValidator(_known)]
+"""A setting that says where an edit acts: `all`, `prompt`, `response` or `last:N`."""
 
 
 @dataclass(frozen=True)

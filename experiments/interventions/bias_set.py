@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
-from experiments.edit import Add, Edit, Site, SiteName, last_n
-from experiments.intervention import Needs, State
+from experiments.edit import Add, Edit, Site, SiteName
+from experiments.intervention import Needs, Positions, State
 from experiments.training import Trained, conversations_of, train
 
 if TYPE_CHECKING:
@@ -33,14 +33,8 @@ class BiasSet(Trained):
     """Activations that get a bias: any of q, k, v, attn_in, mlp_in, mlp_out, resid and the other sites."""
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Decoder layers, from 0; null is all of them."""
-    positions: str = "all"
+    positions: Positions = "all"
     """Where the biases are added: `all`, `prompt`, `response` or `last:N` (the last N prompt tokens)."""
-
-    @field_validator("positions")
-    @classmethod
-    def _known(cls, positions: str) -> str:
-        last_n(positions)
-        return positions
 
     @field_validator("sites", "layers")
     @classmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,13 +43,16 @@ class Ticket:
         self._results: list[Any] = [None] * len(requests)
         self._left = set(range(len(requests)))
 
-    def result(self, index: int, value: Any) -> None:
-        """Fill in one result; a second one for the same request is ignored (a retried batch repeats what it had)."""
-        if index in self._left and not self.future.done():
-            self._left.remove(index)
-            self._results[index] = value
-            if not self._left:
-                self.future.set_result(self._results)
+    def result(self, index: int, value: Any) -> bool:
+        """Fill in one result; True when it is the last. A second one for the same request is ignored: a retried batch
+        repeats what it had."""
+        if index not in self._left or self.future.done():
+            return False
+        self._left.remove(index)
+        self._results[index] = value
+        if not self._left:
+            self.future.set_result(self._results)
+        return not self._left
 
     def fail(self, error: Exception) -> None:
         """Fail all of them."""
@@ -58,6 +61,14 @@ class Ticket:
 
 
 Waiting = tuple[Request, Ticket, int]
+
+
+Tell = Callable[[int, int], None]
+"""Told how many submissions are answered, and how many were announced."""
+
+
+def _nobody(done: int, total: int) -> None:
+    """Nobody wants to know."""
 
 
 class Collector:
@@ -71,10 +82,13 @@ class Collector:
         self._expected = 0
         self._last = 0.0
         self._running = False
+        self._tell: Tell = _nobody
+        self._done = self._total = 0
 
-    def expect(self, tickets: int) -> None:
-        """Announce how many submissions to wait for before the first call."""
-        self._expected = tickets
+    def expect(self, tickets: int, tell: Tell = _nobody) -> None:
+        """Announce how many submissions to wait for before the first call; `tell` hears how many are answered."""
+        self._expected = self._total = tickets
+        self._tell, self._done = tell, 0
 
     def submit(self, requests: Sequence[Request]) -> Future[list[Any]]:
         """Queue requests; the future gets the engine's results in their order, or the engine's error."""
@@ -133,7 +147,9 @@ class Collector:
     def _call(self, batch: Sequence[Waiting]) -> None:
         def on_result(index: int, result: Any) -> None:
             _, ticket, place = batch[index]
-            ticket.result(place, result)
+            if ticket.result(place, result):
+                self._done += 1
+                self._tell(min(self._done, self._total), self._total)  # a sample of several turns asks more than once
 
         rows = [request.row for request, _, _ in batch]
         verb, *rest = batch[0][0].call

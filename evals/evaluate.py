@@ -56,12 +56,14 @@ def evaluate(
     task: str,
     settings: Mapping[str, Any],
     folder: Callable[[str], Path],
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Answer]:
     """Run `task` against every arm and put each log at `folder(key) / "answer.eval"`.
 
     Answers are in the order of `arms`. An arm whose requests fail has its error in its Answer; the other arms are
-    not lost. Raises TaskError or ValueError for a task that cannot be built. One call at a time per process (an
-    inspect rule), and never inside a running event loop.
+    not lost. `tell` hears, from another thread, how many samples are answered, and of how many. Raises TaskError or
+    ValueError for a task that cannot be built. One call at a time per process (an inspect rule), and never inside a
+    running event loop.
     """
     keys = [arm.key for arm in arms]
     if len(set(keys)) != len(keys):
@@ -72,7 +74,7 @@ def evaluate(
     try:
         with tempfile.TemporaryDirectory(prefix="orch-eval-") as logs:
             built = plain(build(**settings), task, settings)
-            collector(engine).expect(len(arms) * len(built.dataset))
+            collector(engine).expect(len(arms) * len(built.dataset), tell)
             with without_git():
                 found = run(built, arms, Path(logs))
             by_key = {log.eval.model.removeprefix("orch/"): log for log in found}

@@ -1,4 +1,4 @@
-"""Ray, in the one file that knows it: a cluster to start or join, workers that keep a subject, jobs that run on.
+"""Ray, in the file that knows it (beside `jobs.py`): a cluster to start or join, and workers that keep a subject.
 
 Ray executes and remembers nothing: artefacts travel as keys through the store, and what ran is what has a record there.
 """
@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator import stages
 from orchestrator.access import secure_token
 from orchestrator.resources import Ask, ClusterError, check
-from orchestrator.run import Batch, Finished, Work
+from orchestrator.run import Batch, Finished, Watch, Work, unwatched
 from orchestrator.stages import WorkerLost
 from orchestrator.workspace import Workspace
 
@@ -37,6 +35,8 @@ CALLS_BEFORE_RECYCLING = 200
 SECONDS_WITHOUT_WORKERS = 60.0
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_BEFORE_TELLING = 30.0
+SECONDS_BETWEEN_NOTES = 1.0
+"""How often a worker says how far it is."""
 BAD_STARTS = 5
 """Workers in a row that do not come up before the cluster is given up."""
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -69,7 +69,7 @@ def connected(address: str | None, *, dashboard: bool = True, cpus: int | None =
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
         raise ClusterError(
-            f"cannot reach {where}: {_first_line(error)}; allowed: auto, HOST:PORT or ray://HOST:PORT of a running "
+            f"cannot reach {where}: {first_line(error)}; allowed: auto, HOST:PORT or ray://HOST:PORT of a running "
             "cluster with the same token (~/.ray/auth_token); no --address starts one here, --local runs without Ray"
         ) from error
     try:
@@ -100,16 +100,42 @@ def passed_on() -> dict[str, str]:
     return chosen | {"PYTHONPATH": os.pathsep.join([root, *others])}
 
 
+class Board:
+    """Where workers write how far they are, for the driver to read: a worker in the midst of a call answers nobody."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, tuple[int, int]] = {}
+
+    def write(self, key: str, done: int, total: int) -> None:
+        """`done` of `total` items are answered in the batch whose first node is `key`."""
+        self.counts[key] = done, total
+
+    def read(self) -> dict[str, tuple[int, int]]:
+        """What was written since the last time."""
+        found, self.counts = self.counts, {}
+        return found
+
+
 class Worker:
     """Runs batches one after the other in its own process. Not async: inspect evaluates in the main thread only."""
 
-    def __init__(self, store: Store, cpus: int, work: Work) -> None:
+    def __init__(self, store: Store, cpus: int, work: Work, board: Any) -> None:
         self.store = store
         self.workspace = Workspace(threads=cpus)
         self.work = work
+        self.board = board
 
     def run(self, nodes: Sequence[Node]) -> list[Outcome]:
         """What `work` says; raises WorkerLost when this process should be replaced."""
+        written = time.monotonic()
+
+        def write(done: int, total: int) -> None:
+            nonlocal written
+            if time.monotonic() - written > SECONDS_BETWEEN_NOTES:
+                written = time.monotonic()
+                self.board.write.remote(nodes[0].key, done, total)
+
+        self.workspace.tell = write
         return self.work(nodes, self.store, self.workspace)
 
 
@@ -148,6 +174,9 @@ class RayExecutor:
         self.most = most
         self.work = work
         self.tell = tell
+        self.watch: Watch = unwatched
+        self._board: Any = ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
+        self._notes: Any = None
         self._seats: list[_Seat] = []
         self._looked = 0.0
         self._idle_since = time.monotonic()
@@ -174,6 +203,7 @@ class RayExecutor:
     def wait(self, timeout: float) -> list[Finished]:
         """Batches that ended. Raises ClusterError when no worker can be had."""
         self._look()
+        self._hear()
         waiting = {seat.waits_for: seat for seat in self._seats if seat.waits_for is not None}
         if not waiting:
             time.sleep(timeout)
@@ -188,6 +218,19 @@ class RayExecutor:
         for seat in self._seats:
             ray.kill(seat.actor)
         self._seats.clear()
+        ray.kill(self._board)
+
+    def _hear(self) -> None:
+        """Pass on what the board says. It is news only: without it the work goes on."""
+        if self._notes is not None:
+            if not ray.wait([self._notes], timeout=0)[0]:
+                return
+            with contextlib.suppress(RayError):
+                notes = ray.get(self._notes)
+                for seat in self._seats:
+                    if seat.batch is not None and seat.batch.nodes[0].key in notes:
+                        self.watch(seat.batch, *notes[seat.batch.nodes[0].key])
+        self._notes = self._board.read.remote()
 
     def _collect(self, seat: _Seat) -> Finished | None:
         """What a worker waited for: None when it only came up, or did not."""
@@ -267,7 +310,7 @@ class RayExecutor:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
             "runtime_env": {"env_vars": passed_on() | env},
         }
-        return ray.remote(Worker).options(**settings).remote(self.store, cpus, self.work)
+        return ray.remote(Worker).options(**settings).remote(self.store, cpus, self.work, self._board)
 
 
 def _reason(error: BaseException) -> str:
@@ -277,43 +320,9 @@ def _reason(error: BaseException) -> str:
     for mark in ("Worker exit detail: ", "died because its node has died"):
         if mark in text:
             return f"{type(error).__name__}: {text[text.index(mark) :].splitlines()[0][:300]}"
-    return f"{type(error).__name__}: {_first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of its text that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def submit_job(address: str, arguments: Sequence[str], name: str) -> str:
-    """Run `orch <arguments>` as a job on the cluster at `address`; gives the job's id at once. Raises ClusterError."""
-    from ray.job_submission import JobSubmissionClient
-
-    secure_token()
-    try:
-        client = JobSubmissionClient(address)
-        return client.submit_job(
-            entrypoint=shlex.join([sys.executable, "-m", "orchestrator", *arguments]),
-            submission_id=f"orch-{name}-{time.strftime('%Y%m%d-%H%M%S')}",
-            runtime_env={"env_vars": passed_on()},
-            metadata={"orch": name},
-        )
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise ClusterError(
-            f"cannot submit a job to the cluster at {address!r}: {_first_line(error)}; it must run with its dashboard "
-            "(`ray start --head` does) and accept the token in ~/.ray/auth_token"
-        ) from error
-
-
-def job_status(address: str, job: str) -> tuple[str, str]:
-    """State of a job (PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED) and what it printed so far."""
-    from ray.job_submission import JobSubmissionClient
-
-    client = JobSubmissionClient(address)
-    return str(client.get_job_status(job).value), client.get_job_logs(job)
-
-
-def dashboard_url(address: str) -> str:
-    """URL of the dashboard of the cluster at `address`."""
-    from ray.job_submission import JobSubmissionClient
-
-    return str(JobSubmissionClient(address).get_address())

@@ -217,7 +217,8 @@ class _Planner:
             ],
             "trials": [_row(planned.trial) for planned in trials],
         }
-        return self.add("compare", params, inputs, experiment.name, {"experiment": experiment.name})
+        runtime = {"experiment": experiment.name, "question": experiment.question}
+        return self.add("compare", params, inputs, experiment.name, runtime)
 
 
 def _row(trial: Trial) -> dict[str, Any]:

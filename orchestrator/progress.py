@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from orchestrator.plan import Node
     from orchestrator.run import Event
 
+SECONDS_BETWEEN_LINES = 60.0
+"""How often a plain line says how far a long batch is."""
 NOUNS = {
     "dataset": "datasets built",
     "fit": "trials fitted",
@@ -48,6 +50,7 @@ class Lines:
         self.left = Left(nodes)
         self.write = write
         self.quiet = quiet
+        self._wrote = time.monotonic()
 
     def __enter__(self) -> Callable[[Event], None]:
         return self._tell
@@ -58,12 +61,17 @@ class Lines:
         """Nothing is held."""
 
     def _tell(self, event: Event) -> None:
-        if event.batch is None:
-            return
         if event.kind == "lost":
+            self.left.take(event)
             self.write(f"lost   {event.batch.name}: {event.text}")
+        elif event.kind == "items":
+            self.left.take(event)
+            if not self.quiet and time.monotonic() - self._wrote > SECONDS_BETWEEN_LINES:
+                self._wrote = time.monotonic()
+                self.write(f"{self.left.fraction()} {event.batch.name}  {self.left.brief(event.batch.stage)}")
         elif event.kind == "finish":
             self.left.take(event)
+            self._wrote = time.monotonic()
             if not self.quiet:
                 self.write(f"{self.left.fraction()} {event.batch.name}{self.left.note(event)}")
             for line in failures(event):
@@ -102,16 +110,20 @@ class Bars:
         self.rich.stop()
 
     def _tell(self, event: Event) -> None:
-        if event.batch is None:
-            return
         task = self.tasks[event.batch.stage]
         if event.kind == "start":
             self.rich.update(task, note=event.batch.name.split("[", 1)[1].rsplit("]", 1)[0])
+        elif event.kind == "items":
+            self.left.take(event)
+            stage = event.batch.stage
+            self.rich.update(task, completed=self.left.so_far(stage), note=self.left.brief(stage))
         elif event.kind == "lost":
+            self.left.take(event)
             self.rich.console.print(f"lost {event.batch.name}: {event.text}", markup=False, highlight=False)
         elif event.kind == "finish":
             self.left.take(event)
-            self.rich.update(task, advance=len(event.outcomes), note=self.left.brief(event.batch.stage))
+            stage = event.batch.stage
+            self.rich.update(task, completed=self.left.so_far(stage), note=self.left.brief(stage))
             for line in failures(event):
                 self.rich.console.print(line, markup=False, highlight=False)
 
@@ -124,17 +136,26 @@ class Left:
         self.done: Counter[str] = Counter()
         self.items: Counter[str] = Counter()
         self.started = time.monotonic()
+        self._running: dict[str, dict[str, tuple[int, float]]] = {stage: {} for stage in self.totals}
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
 
     def take(self, event: Event) -> None:
-        """Count a finished batch."""
-        assert event.batch is not None
-        stage, now = event.batch.stage, time.monotonic()
+        """Count what a batch has done: of a running one its items, and the share of its nodes that they make."""
+        stage, key, now = event.batch.stage, event.batch.nodes[0].key, time.monotonic()
         self._first.setdefault(stage, self._last.get("any", self.started))
         self._last[stage] = self._last["any"] = now
+        if event.kind == "items":
+            done, total = event.items
+            self._running[stage][key] = done, len(event.batch.nodes) * done / max(1, total)
+            return
+        self._running[stage].pop(key, None)
         self.done[stage] += len(event.outcomes)
         self.items[stage] += sum(outcome.items for outcome in event.outcomes)
+
+    def so_far(self, stage: str) -> float:
+        """Nodes of `stage` that are done, with those in work by their share."""
+        return self.done[stage] + sum(share for _, share in self._running[stage].values())
 
     def fraction(self) -> str:
         """`[12/340]`, as wide as it will ever be."""
@@ -142,15 +163,17 @@ class Left:
         return f"[{self.done.total():>{len(str(total))}}/{total}]"
 
     def eta(self, stage: str) -> float | None:
-        """Seconds that the rest of `stage` will take, None before its first batch has ended."""
-        if not self.done[stage]:
+        """Seconds that the rest of `stage` will take, None before anything of it was done."""
+        done = self.so_far(stage)
+        if not done:
             return None
-        pace = (self._last[stage] - self._first[stage]) / self.done[stage]
-        return pace * (self.totals[stage] - self.done[stage])
+        pace = (self._last[stage] - self._first[stage]) / done
+        return pace * (self.totals[stage] - done)
 
     def brief(self, stage: str) -> str:
         """Items so far and the time that is left, of one stage."""
-        parts = [f"{self.items[stage]} items"] if self.items[stage] else []
+        items = self.items[stage] + sum(done for done, _ in self._running[stage].values())
+        parts = [f"{items:,} items"] if items else []
         left = self.eta(stage)
         if left:
             parts.append(f"about {clock(left)} left")
@@ -158,7 +181,6 @@ class Left:
 
     def note(self, event: Event) -> str:
         """What a plain line says after the batch's name."""
-        assert event.batch is not None
         parts = [f"{sum(outcome.seconds for outcome in event.outcomes):.1f} s"]
         failed = sum(outcome.error is not None for outcome in event.outcomes)
         if failed:

@@ -67,6 +67,14 @@ def device() -> str:
     return f"cuda: {torch.cuda.get_device_name()}"
 
 
+def peak_gpu_mib() -> float | None:
+    """Most memory this process has held so far on its GPU, MiB; None where it used none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+
+
 def peak_rss_mib() -> float:
     """Most memory this process has held so far, MiB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10

@@ -56,6 +56,7 @@ def compose(node: Node, folder: Path, outputs: Mapping[str, Any], clock: Clock, 
         "finished": now(),
         **clock.seconds(),
         "peak_rss_mib": provenance.peak_rss_mib(),
+        "peak_gpu_mib": provenance.peak_gpu_mib(),
         "place": place,
     }
     try:

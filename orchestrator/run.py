@@ -58,8 +58,19 @@ Work = Callable[["Sequence[Node]", "Store", "Workspace"], "list[Outcome]"]
 """What a worker does with a batch: `stages.run`, or less in a test."""
 
 
+Watch = Callable[["Batch", int, int], None]
+"""Told of a running batch how many items are answered, and how many there will be."""
+
+
+def unwatched(batch: Batch, done: int, total: int) -> None:
+    """For executors that no walk listens to."""
+
+
 class Executor(Protocol):
     """Where batches run. `slots` batches at once; `submit` is only called while `free()` is positive."""
+
+    watch: Watch
+    """Called now and then while a batch runs."""
 
     @property
     def slots(self) -> int:
@@ -87,6 +98,7 @@ class LocalExecutor:
         self.store = store
         self.workspace = workspace
         self.work = work
+        self.watch: Watch = unwatched
         self._queue: deque[Batch] = deque()
 
     def free(self) -> int:
@@ -102,6 +114,7 @@ class LocalExecutor:
         if not self._queue:
             return []
         batch = self._queue.popleft()
+        self.workspace.tell = lambda done, total: self.watch(batch, done, total)
         try:
             return [Finished(batch, self.work(batch.nodes, self.store, self.workspace))]
         except WorkerLost as error:
@@ -118,10 +131,12 @@ class Event:
     """Something a reader of the terminal may want to know."""
 
     kind: str
-    """start, finish, lost or blocked."""
-    batch: Batch | None = None
+    """start, items, finish or lost."""
+    batch: Batch
     outcomes: Sequence[Outcome] = ()
     text: str = ""
+    items: tuple[int, int] = (0, 0)
+    """Answered so far, and in all."""
 
 
 @dataclass
@@ -147,6 +162,7 @@ def walk(nodes: Iterable[Node], store: Store, executor: Executor, on_event: Call
     """
     started = time.monotonic()
     state = _Walk({node.key: node for node in nodes}, store, on_event)
+    executor.watch = lambda batch, done, total: on_event(Event("items", batch, items=(done, total)))
     try:
         while state.waiting or state.retries or state.running:
             while executor.free() > 0 and (batch := state.next_batch(executor.slots)):

@@ -5,8 +5,6 @@ Inputs are read from the store by key, results are published to it, and only out
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
 import traceback
@@ -150,19 +148,10 @@ def _fit(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outc
             "facts": dict(state.facts),
             "examples": len(data),
             "fit_seconds": round(seconds, 3),
-            "peak_memory_bytes": _peak_memory(),
         }
         return len(data)
 
     return _each(nodes, store, work)
-
-
-def _peak_memory() -> int:
-    """Most memory this process held so far, bytes: on the GPU if there is one, else resident."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _answer(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
@@ -221,7 +210,8 @@ def _ask(
     engine = _engine(nodes[0], workspace)
     engine.fired.clear()
     first = nodes[0]
-    found = evaluate(engine, arms, first.params["task"], first.runtime["arguments"], lambda key: folder / key)
+    task, arguments = first.params["task"], first.runtime["arguments"]
+    found = evaluate(engine, arms, task, arguments, lambda key: folder / key, workspace.tell)
     return {node.key: answer for node, answer in zip(nodes, found, strict=True)}, dict(engine.fired)
 
 

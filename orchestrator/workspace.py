@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,11 +12,19 @@ if TYPE_CHECKING:
     from experiments.spec import SubjectSpec
 
 
+def _nobody(done: int, total: int) -> None:
+    """Nobody wants to know."""
+
+
 class Workspace:
-    """One resident engine; another subject puts it out. `threads` is what torch may use, None leaves its own choice."""
+    """One resident engine; another subject puts it out. `threads` is what torch may use, None leaves its own choice.
+
+    `tell` is called with the items answered so far in the work at hand, and with how many there are; from any thread.
+    """
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
+        self.tell: Callable[[int, int], None] = _nobody
         self._held: str | None = None
         self._engine: Engine | None = None
 

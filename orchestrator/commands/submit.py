@@ -185,7 +185,7 @@ def _finish(planned: Plan, store: Store, registry: Path, summary: Summary | None
 
 def _detach(spec: Path, store: str, registry: Path, address: str | None, name: str) -> None:
     """Hand the work to a Ray job, on a head of our own when no cluster is named, and say how to follow it."""
-    from orchestrator import cluster, head
+    from orchestrator import head, jobs
 
     own = address is None
     where = address or head.start().address
@@ -200,8 +200,8 @@ def _detach(spec: Path, store: str, registry: Path, address: str | None, name: s
         "--address",
         where,
     ]
-    job = cluster.submit_job(where, arguments, name)
-    url = cluster.dashboard_url(where)
+    job = jobs.submit_job(where, arguments, name)
+    url = jobs.dashboard_url(where)
     ray = f"RAY_AUTH_MODE=token ray job {{}} --address {url}"
     click.echo(f"submitted {job}")
     click.echo(f"  follow     {ray.format('logs')} --follow {job}")

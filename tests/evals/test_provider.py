@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,20 @@ def test_an_unknown_or_doubled_key_is_refused(engine: Engine) -> None:
     provider.register("k", engine, [])
     with pytest.raises(ProviderError, match="registered already"):
         provider.register("k", engine, [])
+
+
+def test_the_collector_tells_how_many_samples_are_answered(tiny_subject: Subject) -> None:
+    told: list[tuple[int, int]] = []
+    collector = Collector(FakeEngine(tiny_subject, lambda text, edits: {"yes": 0.5}))  # type: ignore[arg-type]
+    collector.expect(3, lambda done, total: told.append((done, total)))
+    row = Row(tiny_subject.render([{"role": "user", "content": "x"}]).tokens, 1)
+    request = Request("a", row, ("options", 0), options={"yes": ((5,),)})
+    for future in [collector.submit([request] * 2) for _ in range(4)]:
+        future.result(timeout=15)
+    deadline = time.monotonic() + 5
+    while len(told) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert told == [(1, 3), (2, 3), (3, 3), (3, 3)]
 
 
 def test_the_collectors_thread_ends_with_its_work(tiny_subject: Subject) -> None:

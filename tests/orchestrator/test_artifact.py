@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from orchestrator import storage
 from orchestrator.artifact import Store, StoreError, folder_name
@@ -80,6 +81,7 @@ def test_the_record_says_what_from_what_with_what_where_and_how_long(store: Stor
     assert record["packages"]["torch"].startswith("2.")
     assert record["seconds"] >= 0
     assert 5 < record["peak_rss_mib"] < 100_000
+    assert (record["peak_gpu_mib"] is None) is not torch.cuda.is_initialized()
     assert record["host"]["pid"] == os.getpid()
     assert [found["key"] for found in store.records("fit")] == [one.key]
 

@@ -281,6 +281,8 @@ def test_a_report_has_the_question_the_leaderboard_and_the_cost(orch: Any, spec_
     assert page.startswith("# tiny\n\nDoes it run?")
     assert "| mean_diff L1 |" in page
     assert "## Cost" in page
+    assert orch("registry", "rebuild").exit_code == 0
+    assert orch("report", "tiny").stdout.startswith("# tiny\n\nDoes it run?")
     unknown = orch("report", "nobody")
     assert unknown.exit_code == 2
     assert "known: tiny" in unknown.stderr

@@ -87,6 +87,13 @@ def test_a_failed_node_comes_back_with_its_traceback(store: FolderStore, executo
     assert list(summary.blocked) == ["b"]
 
 
+def test_a_worker_says_how_far_it_is_in_the_midst_of_a_call(store: FolderStore, executor: RayExecutor) -> None:
+    summary, events = do([Chore("fit", "a", "counts")], store, executor)
+    assert summary.ok
+    assert [event.items for event in events if event.kind == "items"] == [(3, 8)]
+    assert [event.kind for event in events] == ["start", "items", "finish"]
+
+
 def test_a_defect_of_the_program_itself_is_raised(store: FolderStore, executor: RayExecutor) -> None:
     with pytest.raises(ZeroDivisionError, match="a defect"):
         do([Chore("fit", "a", "defect")], store, executor)

@@ -73,7 +73,6 @@ def test_a_fit_says_what_it_found_and_what_it_took(done: tuple[Plan, Store]) -> 
     for node in of(planned, "fit"):
         outputs = store.record(node.key)["outputs"]
         assert outputs["fit_seconds"] >= 0
-        assert outputs["peak_memory_bytes"] > 10**7
         assert outputs["examples"] == 6
 
 

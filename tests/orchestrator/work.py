@@ -46,13 +46,17 @@ class FolderStore:
 
 
 def work(nodes: Sequence[Any], store: Any, workspace: Any) -> list[Outcome]:
-    """Do each chore: quick, slow, die once, always die, run out of memory, fail."""
+    """Do each chore: quick, slow, say how far it is, die once, always die, run out of memory, fail."""
     outcomes = []
     for node in nodes:
         store.begin(node.key)
         first = [key for key, _ in store.begun()].count(node.key) == 1
         if node.label == "slow":
             time.sleep(1.0)
+        if node.label == "counts":
+            time.sleep(1.2)
+            workspace.tell(3, 8)
+            time.sleep(2.5)
         if node.label == "waits to be killed" and first:
             time.sleep(60)
         if node.label == "always dies" or (node.label == "dies once" and first):

@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inspect_ai.log import EvalSample, read_eval_log, read_eval_log_samples
-
-UNUSED = {"messages", "events", "attachments", "store", "output", "model_usage", "role_usage", "timelines"}
+from inspect_ai.log import EvalSample, read_eval_log
 
 
 class ItemsError(ValueError):
@@ -33,11 +31,11 @@ class Item:
 
 def items(log: Path) -> list[Item]:
     """All items of a log, in order of their ids. Raises ItemsError for a log that failed or is not finished."""
-    header = read_eval_log(str(log), header_only=True)
-    if header.status != "success":
-        cause = f": {header.error.message}" if header.error else ""
-        raise ItemsError(f"{log}: the eval's status is {header.status!r}{cause}; run it again")
-    found = [item(log, sample) for sample in read_eval_log_samples(str(log), exclude_fields=UNUSED)]
+    whole = read_eval_log(str(log))  # `read_eval_log_samples` parses the archive's directory anew for every sample
+    if whole.status != "success":
+        cause = f": {whole.error.message}" if whole.error else ""
+        raise ItemsError(f"{log}: the eval's status is {whole.status!r}{cause}; run it again")
+    found = [item(log, sample) for sample in whole.samples or []]
     ids = [one.id for one in found]
     if not found or len(set(ids)) != len(ids):
         raise ItemsError(f"{log}: {len(found)} samples with {len(set(ids))} ids; needed: at least one, every id once")

@@ -1,82 +1,82 @@
-"""Steering vectors: what mean_diff, pca, pca_centred and random share.
+"""Steering vectors from contrast pairs: what mean_diff, pca, probe, fisher, random and their kin share.
 
 A pair gives one difference: its positive conversation's activation minus its negative one's, each side rendered with
-its own system prompt and its own response, pooled over the response. A method turns the differences [n, d] into one
-direction; here it is oriented (positives project higher) and scaled to the norm of the mean difference at the same
+its own system prompt and its own response, pooled over the response. A method turns what the pairs show at a site into
+one direction; here it is oriented (positives project higher) and scaled to the norm of the mean difference at the same
 site, so that dose 1 is "one mean difference" for every method, and a random direction is norm-matched.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-from weakref import WeakKeyDictionary
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
-
-from experiments.dataset import Message
-from experiments.edit import Add, Edit, Site, SiteName
+from experiments.contrast import Evidence, FitError, contrast
+from experiments.depth import Depths, layers, shown
+from experiments.edit import Add, Edit, Pool, Site, SiteName
 from experiments.intervention import Intervention, Positions, State, method_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from experiments.dataset import Pair, Side
-    from experiments.engine import Engine, Row
-    from experiments.subject import Subject
-
-Tokens = Literal["response_mean", "last", "prompt_last"]
-KEPT = 4  # difference sets kept for each engine: methods of one experiment share data, so few are in use at a time
-
-
-class FitError(ValueError):
-    """Data a method cannot learn from: what is wrong, and what to change."""
+    from experiments.dataset import Pair
+    from experiments.engine import Engine
 
 
 class Direction(Intervention):
-    """Settings of every steering vector. A subclass says how differences become a direction."""
+    """Settings of every steering vector. A subclass says how pairs become a direction."""
+
+    version: ClassVar[int] = 2
 
     oriented: ClassVar[bool] = True
     """Whether the direction is turned towards the positive side: its sign is not part of what `direction` finds."""
 
-    layer: int | None = Field(default=None, ge=0)
-    """Decoder layer, from 0; null is the middle one, `n_layers // 2`."""
+    layer: Depths | None = None
+    """Decoder layers, each with a vector of its own: a number (-1 is the last), a fraction of the depth, `all`, a range
+    (10-14, 0.3-0.9), a pattern, or several of them in a nested list; null is the middle one."""
     site: SiteName = "resid"
     """Activation of that layer to read from and to add to; `resid` is the layer's output."""
-    tokens: Tokens = "response_mean"
+    tokens: Pool = "response_mean"
     """Where a conversation is read: the mean over the response, its `last` token, or the prompt's last token."""
     positions: Positions = "all"
     """Where the vector is added: `all`, `prompt`, `response` or `last:N` (the last N prompt tokens)."""
 
-    def direction(self, differences: Tensor, seed: int) -> Tensor:
-        """[n, d] differences -> [d] direction of any length and sign."""
+    def direction(self, evidence: Evidence, seed: int) -> Tensor:
+        """What n pairs show at a site -> [d] direction of any length and sign."""
         raise TypeError(f"{type(self).__name__} does not implement direction()")
 
     def fit(self, engine: Engine, data: Sequence[Pair], seed: int) -> State:
-        """One vector [d] of the mean difference's norm.
+        """For each layer one vector [d] of the mean difference's norm, named like its site.
 
-        Raises SubjectError for a layer or site the subject lacks, FitError for pairs without a difference.
+        Raises DepthError or SubjectError for a layer or site the subject lacks, FitError for pairs without a
+        difference.
         """
-        site = self.at(engine.subject)
-        engine.subject.point(site)
-        found = differences(engine, data, [site], self.tokens)[site]
-        vector, facts = orient_and_scale(self.direction(found, seed), found, site, self.oriented)
-        return State({"vector": vector}, {"site": str(site), "n": len(data), **facts})
+        shows = contrast(engine, data, self.tokens)
+        tensors, facts = {}, {}
+        for place, layer in enumerate(layers(self.layer, engine.subject.n_layers)):
+            evidence = shows.at(Site(self.site, layer))
+            direction = self.direction(evidence, own_seed(seed, place))
+            vector, found = orient_and_scale(direction, evidence.differences, evidence.site, self.oriented)
+            tensors[str(evidence.site)] = vector
+            facts[str(evidence.site)] = found
+        return State(tensors, {"n": shows.n, "at": facts})
 
     def edits(self, state: State, dose: float) -> list[Edit]:
         if dose == 0:
             return []
-        return [Add(Site.parse(state.facts["site"]), dose * state.tensors["vector"], self.positions)]
-
-    def at(self, subject: Subject) -> Site:
-        """The site, with the middle layer filled in."""
-        return Site(self.site, subject.n_layers // 2 if self.layer is None else self.layer)
+        return [Add(Site.parse(name), dose * vector, self.positions) for name, vector in state.tensors.items()]
 
     def label(self) -> str:
-        where = "Lmid" if self.layer is None else f"L{self.layer}"
-        return f"{method_name(type(self))} {where}" + ("" if self.site == "resid" else f" {self.site}")
+        return f"{method_name(type(self))} {shown(self.layer)}" + ("" if self.site == "resid" else f" {self.site}")
+
+
+def own_seed(seed: int, place: int) -> int:
+    """A seed for the vector at `place` of a fit: `seed` itself for the first, unlike it for the others."""
+    if place == 0:
+        return seed
+    digest = hashlib.sha256(f"{seed}/{place}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")  # torch's generator looks at 32 bits
 
 
 def orient_and_scale(
@@ -109,52 +109,8 @@ def orient_and_scale(
     return (norm * unit).float(), facts
 
 
-def principal(differences: Tensor) -> Tensor:
+def principal(rows: Tensor) -> Tensor:
     """First right singular vector [d] of [n, d]: the direction most of the sum of squares lies along."""
     import torch
 
-    return torch.linalg.svd(differences.double(), full_matrices=False).Vh[0]
-
-
-def differences(engine: Engine, pairs: Sequence[Pair], sites: Iterable[Site], tokens: Tokens) -> dict[Site, Tensor]:
-    """Positive minus negative activation of every pair at `sites`: [n, d] float32 each, on the CPU.
-
-    All layers of a site are read in the pass that reads one, and kept while the engine lives: fits that share pairs
-    share the pass. Raises FitError without pairs.
-    """
-    if not pairs:
-        raise FitError("no pairs; at least one is needed")
-    kept = _KEPT.setdefault(engine, OrderedDict())
-    key = (tokens, digest(pairs))
-    found = kept.setdefault(key, {})
-    kept.move_to_end(key)
-    sites = list(sites)
-    names = {site.name for site in sites if site not in found}
-    wanted = [Site(name, layer) for name in sorted(names) for layer in range(engine.subject.n_layers)]
-    if wanted:
-        rows = [row(engine.subject, pair.messages, side) for pair in pairs for side in (pair.positive, pair.negative)]
-        for site, read in engine.activations(rows, wanted, tokens).items():
-            found[site] = (read[0::2] - read[1::2]).float().cpu()
-    while len(kept) > KEPT:
-        kept.popitem(last=False)
-    return {site: found[site] for site in sites}
-
-
-def row(subject: Subject, messages: Iterable[Message], side: Side) -> Row:
-    """One side of a pair as tokens: its system prompt (else the subject's own context), prompt and response."""
-    from experiments.engine import Row
-
-    rendered = subject.render([*messages, Message(role="assistant", content=side.response)], system=side.system)
-    return Row(rendered.tokens, rendered.n_prompt)
-
-
-def digest(pairs: Iterable[Pair]) -> str:
-    """sha256 over the pairs' content."""
-    content = hashlib.sha256()
-    for pair in pairs:
-        content.update(pair.model_dump_json().encode())
-        content.update(b"\n")
-    return content.hexdigest()
-
-
-_KEPT: WeakKeyDictionary[Engine, OrderedDict[tuple[str, str], dict[Site, Tensor]]] = WeakKeyDictionary()
+    return torch.linalg.svd(rows.double(), full_matrices=False).Vh[0]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SiteName = Literal["resid", "attn_in", "attn_out", "mlp_in", "mlp_out", "q", "k", "v", "o", "gate", "up", "down"]
 SITE_NAMES: tuple[SiteName, ...] = get_args(SiteName)
+Pool = Literal["response_mean", "last", "prompt_last"]
+"""Where a conversation is read: the mean over the response, its last token, or the prompt's last token."""
 
 
 class Site(NamedTuple):

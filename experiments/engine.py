@@ -11,18 +11,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from experiments import decoding
 from experiments.acting import EngineError, Station, alone, is_exclusive, station
-from experiments.edit import Edit, Prompt, Site
+from experiments.edit import Edit, Pool, Prompt, Site
 from experiments.forward import run
 from experiments.pack import Carried, Pack, Read
 from experiments.packing import Chunk, Coder, Limits, Row, chunks, reach
-from experiments.scoring import Options, OptionScores, Scored, Tally, ask, pick
+from experiments.pooling import Span, mean_into, need_prompt, pooled, split_into
+from experiments.scoring import Options, OptionScores, Scored, Tally, ask, response_logprobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "EngineError", "OptionScores", "Row"]
 
-Pool = Literal["last", "response_mean", "prompt_last"]
-Span = tuple[int, int]
 OnResult = Callable[[int, Any], None]
+Observed = tuple[dict[Site, "Tensor"], list["Tensor"]]
+"""[n, d] by site, and the log-probabilities of every row's response."""
 CELLS = 4
 """Cached tokens while generating, as a multiple of the packed tokens of a pass."""
 
@@ -95,18 +96,15 @@ class Engine:
 
         Raises EngineError, also for rows without a prompt token, whose first token nothing predicts.
         """
-        _need_prompt(rows)
+        need_prompt(rows)
         spans = [(row.n_prompt - 1, len(row.tokens) - 1) for row in rows]
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         with torch.no_grad(), closing(self._passes(rows, spans)) as passes:
             for chunk in passes:
-                targets = [rows[index].tokens[rows[index].n_prompt :] for index in chunk.rows]
-                answers = torch.tensor([token for each in targets for token in each], device=self.subject.device)
-                values = pick(self.subject, chunk.states, torch.cat(chunk.where), answers)[0].cpu()
-                for index, value in zip(chunk.rows, values.split([len(each) for each in targets]), strict=True):
-                    found[index] = value.clone()
+                for index, value in zip(chunk.rows, response_logprobs(self.subject, rows, chunk), strict=True):
+                    found[index] = value
                     if on_result:
-                        on_result(index, found[index])
+                        on_result(index, value)
         return found
 
     def generate(
@@ -144,40 +142,88 @@ class Engine:
         `pool`: "last" token, "prompt_last" token, or "response_mean" over the tokens behind the prompt. Raises
         EngineError, also for rows that lack such tokens.
         """
-        spans = [_pooled(row, pool) for row in rows]
-        points = {site: self.subject.point(site) for site in sites}
-        out = {site: torch.zeros(len(rows), point.width) for site, point in points.items()}
-        if not rows or not sites:
-            return out
-        last_layer = max(site.layer for site in sites)
-        with torch.no_grad(), self._packs(rows, [start for start, _ in spans]) as packs:
+        last = max((site.layer for site in sites), default=None)
+        return self._observe(rows, sites, pool, last)[0] if rows and sites else self._nothing(rows, sites)
+
+    def observe(self, rows: Sequence[Row], sites: Sequence[Site], pool: Pool) -> Observed:
+        """`activations` and `token_logprobs` of the same rows, from the same pass. Raises EngineError."""
+        need_prompt(rows)
+        return self._observe(rows, sites, pool, None)
+
+    def _nothing(self, rows: Sequence[Row], sites: Sequence[Site]) -> dict[Site, Tensor]:
+        return {site: torch.zeros(len(rows), self.subject.point(site).width) for site in sites}
+
+    def _observe(self, rows: Sequence[Row], sites: Sequence[Site], pool: Pool, last: int | None) -> Observed:
+        """Pooled activations, and where `last` is None, so that all layers run, log-probabilities of the responses."""
+        spans = [pooled(row, pool) for row in rows]
+        out = self._nothing(rows, sites)
+        logprobs: list[Tensor] = [torch.empty(0)] * len(rows)
+        answers = [(row.n_prompt - 1, len(row.tokens) - 1) for row in rows]
+        firsts = [start if last is not None else min(start, answers[i][0]) for i, (start, _) in enumerate(spans)]
+        with torch.no_grad(), self._packs(rows, firsts) as packs:
             for indices, pack in packs:
-                pack.last_layer = last_layer
-                sizes = [spans[index][1] - spans[index][0] for index in indices]
-                for site, point in points.items():
-                    whole = point.module is self.subject.blocks[site.layer] and point.side == "output"
-                    place = Station(point.module, point.side, point.part, site.layer + whole)
-                    index = pack.ranges(place.fork, [spans[index] for index in indices])
-                    keep = partial(_mean_into, out[site], indices, sizes)
-                    pack.reads.append(Read(place, torch.from_numpy(index).to(self.subject.device), keep))
-                run(pack)
+                pack.last_layer = last
+                read = [spans[index] for index in indices]
+                for site in sites:
+                    self._read(pack, site, read, partial(mean_into, out[site], indices, read))
+                if last is not None:
+                    run(pack)
+                else:
+                    chunk = self._run_at(pack, indices, [answers[index] for index in indices])
+                    for index, value in zip(indices, response_logprobs(self.subject, rows, chunk), strict=True):
+                        logprobs[index] = value
                 self._count(pack)
-        return out
+        return out, logprobs
+
+    def _read(self, pack: Pack, site: Site, spans: Sequence[Span], keep: Callable[[Tensor], None]) -> None:
+        """Have `keep` receive what the rows of `pack` have at `site` at their spans, one row after the other."""
+        point = self.subject.point(site)
+        whole = point.module is self.subject.blocks[site.layer] and point.side == "output"
+        place = Station(point.module, point.side, point.part, site.layer + whole)
+        index = torch.from_numpy(pack.ranges(place.fork, spans)).to(self.subject.device)
+        pack.reads.append(Read(place, index, keep))
 
     def forward(self, rows: Sequence[Row], positions: Sequence[range]) -> Tensor:
         """Last hidden states (what `subject.head` reads) of each `rows[i]` at `positions[i]`, concatenated: [k, d].
 
         One pass, whatever its size. Differentiable with respect to the tensors of the edits. Raises EngineError.
         """
+        return self.trace(rows, positions, ())[0]
+
+    def trace(
+        self, rows: Sequence[Row], positions: Sequence[range], sites: Sequence[Site], *, above: bool = True
+    ) -> tuple[Tensor, dict[Site, Tensor]]:
+        """As `forward`, and what the rows have at `sites` at the same positions, [k, width] each, in the same pass.
+
+        Differentiable as well. Without `above` the pass ends behind the highest site, and the first part is empty.
+        """
         spans = [(where.start, where.stop) for where in positions]
         if any(not 0 <= start <= stop <= len(row.tokens) for row, (start, stop) in zip(rows, spans, strict=True)):
             raise EngineError(f"positions {spans} reach outside the rows")
+        last = None if above else max(site.layer for site in sites)
         parts: list[Tensor] = [torch.empty(0)] * len(rows)
-        with closing(self._passes(rows, spans, Limits(inf))) as passes:
-            for chunk in passes:
-                for index, where in zip(chunk.rows, chunk.where, strict=True):
-                    parts[index] = chunk.states.index_select(0, where)
-        return torch.cat(parts)
+        at: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rows) for site in sites}
+        with self._packs(rows, [start for start, _ in spans], Limits(inf)) as packs:
+            for indices, pack in packs:
+                pack.last_layer = last
+                wanted = [spans[index] for index in indices]
+                for site in sites:
+                    self._read(pack, site, wanted, partial(split_into, at[site], indices, wanted))
+                if above:
+                    chunk = self._run_at(pack, indices, wanted)
+                    for index, where in zip(indices, chunk.where, strict=True):
+                        parts[index] = chunk.states.index_select(0, where)
+                else:
+                    run(pack)
+                self._count(pack)
+        return torch.cat(parts) if above else torch.empty(0), {site: torch.cat(found) for site, found in at.items()}
+
+    def _run_at(self, pack: Pack, indices: list[int], spans: Sequence[Span]) -> Scored:
+        """Run `pack`; last hidden states of its rows, whose numbers are `indices`, at `spans`."""
+        flat, where = np.unique(pack.ranges(self.subject.n_layers, spans), return_inverse=True)
+        states = run(pack, flat)
+        places = torch.from_numpy(where).to(self.subject.device).split([stop - at for at, stop in spans])
+        return Scored(indices, states, list(places))
 
     def _passes(
         self, rows: Sequence[Row], spans: Sequence[Span], limits: Limits | None = None
@@ -185,12 +231,9 @@ class Engine:
         """Last hidden states of `rows[i]` at positions `spans[i]`, chunk by chunk. Close it: it holds the engine."""
         with self._packs(rows, [start for start, _ in spans], limits) as packs:
             for indices, pack in packs:
-                wanted = [spans[index] for index in indices]
-                flat, where = np.unique(pack.ranges(self.subject.n_layers, wanted), return_inverse=True)
-                states = run(pack, flat)
+                chunk = self._run_at(pack, indices, [spans[index] for index in indices])
                 self._count(pack)
-                places = torch.from_numpy(where).to(self.subject.device).split([stop - at for at, stop in wanted])
-                yield Scored(indices, states, list(places))
+                yield chunk
 
     @contextmanager
     def _packs(
@@ -248,33 +291,3 @@ class Engine:
                 if not isinstance(edit, Prompt) and (edit not in pack.stations or pack.stations[edit].fork <= last):
                     start, stop = reach(edit, row)
                     self.fired[edit] += max(0, stop - start)
-
-
-def _need_prompt(rows: Sequence[Row]) -> None:
-    for index, row in enumerate(rows):
-        if row.n_prompt < 1:
-            raise EngineError(f"row {index}: n_prompt is {row.n_prompt}; at least one prompt token is needed to score")
-
-
-def _pooled(row: Row, pool: Pool) -> Span:
-    spans = {
-        "last": (len(row.tokens) - 1, len(row.tokens)),
-        "prompt_last": (row.n_prompt - 1, row.n_prompt),
-        "response_mean": (row.n_prompt, len(row.tokens)),
-    }
-    if pool not in spans:
-        raise EngineError(f"pool {pool!r}; allowed: {', '.join(spans)}")
-    start, stop = spans[pool]
-    if not 0 <= start < stop:
-        raise EngineError(
-            f"pool {pool!r} of a row of {len(row.tokens)} tokens, {row.n_prompt} of them prompt: there are none"
-        )
-    return start, stop
-
-
-def _mean_into(out: Tensor, rows: Sequence[int], sizes: Sequence[int], values: Tensor) -> None:
-    """out[rows[i]] = mean of the i-th piece, of `sizes[i]` rows, of `values` [sum(sizes), d]."""
-    values = values.float().cpu()
-    owner = torch.repeat_interleave(torch.tensor(rows), torch.tensor(sizes))
-    out.index_add_(0, owner, values)
-    out[rows] /= torch.tensor(sizes)[:, None]

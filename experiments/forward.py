@@ -55,7 +55,8 @@ def execute(
                 stack.callback(handle.remove)
         for (module, side), todo in actions.items():
             stack.callback(_attach_edits(module, side, todo).remove)
-        if wanted is not None and last is None:
+        read_late = any(read.station.fork >= len(subject.blocks) - 1 for read in reads)
+        if wanted is not None and last is None and not read_late:
             above = levels[-1].parent if levels[-1].fork == subject.n_layers else None
             size = [level.size for level in levels if level.fork < subject.n_layers][-1]
             for handle in _narrow_mlp(subject.blocks[-1], size, above, wanted, actions):

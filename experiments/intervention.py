@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator
 
 from experiments import plugin
+from experiments.depth import DepthError, layers, shown
 from experiments.edit import Edit, last_n
 from experiments.plugin import Versioned
 
@@ -78,9 +79,10 @@ class Intervention(Versioned):
         """
         problems = {}
         for name in ("layer", "layers"):
-            outside = [layer for layer in _listed(getattr(self, name, None)) if not 0 <= layer < n_layers]
-            if outside:
-                problems[name] = f"{outside[0]} is out of range; the subject has layers 0 to {n_layers - 1}"
+            try:
+                layers(getattr(self, name, None), n_layers)
+            except DepthError as error:
+                problems[name] = str(error)
         for name in ("site", "sites"):
             lacking = [site for site in _listed(getattr(self, name, None)) if site not in sites]
             if lacking:
@@ -90,7 +92,7 @@ class Intervention(Versioned):
     def label(self) -> str:
         """Short name for tables: the method, and where it acts."""
         layer = getattr(self, "layer", None)
-        return method_name(type(self)) + (f" L{layer}" if layer is not None else "")
+        return method_name(type(self)) + (f" {shown(layer)}" if layer is not None else "")
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

@@ -93,6 +93,15 @@ def pick(
     return found, torch.cat(values), torch.cat(ids)
 
 
+def response_logprobs(subject: Subject, rows: Sequence[Row], chunk: Scored) -> list[Tensor]:
+    """log p of the tokens behind the prompt of each row of `chunk`, whose states are at their predecessors; on the
+    CPU."""
+    targets = [rows[index].tokens[rows[index].n_prompt :] for index in chunk.rows]
+    answers = torch.tensor([token for each in targets for token in each], device=chunk.states.device)
+    values = pick(subject, chunk.states, torch.cat(chunk.where), answers)[0].cpu()
+    return [value.clone() for value in values.split([len(each) for each in targets])]
+
+
 class Tally:
     """Puts an option's value together from the rows it needs, which may come in different chunks."""
 

@@ -234,9 +234,11 @@ def _like_the_others(cls: type[Intervention], settings: Sequence[Setting]) -> di
     placed = [vector for vector in vectors if getattr(vector, "layer", None) is not None]
     if not vectors:
         return {}
-    layers = sorted({getattr(vector, "layer") for vector in placed})  # noqa: B009
     reference = vectors[0]
-    if layers:
-        reference = next(v for v in placed if getattr(v, "layer") == layers[len(layers) // 2])  # noqa: B009
+    if placed:
+        order = {getattr(vector, "layer"): vector for vector in reversed(placed)}  # noqa: B009
+        numbered = all(isinstance(layer, int) for layer in order)
+        layers = sorted(order) if numbered else list(reversed(order))
+        reference = order[layers[len(layers) // 2]]
     shared = [name for name in cls.model_fields if name in type(reference).model_fields]
     return {name: getattr(reference, name) for name in shared}

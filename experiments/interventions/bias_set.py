@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
+from experiments.depth import Depths, layers, shown
 from experiments.edit import Add, Edit, Site, SiteName
 from experiments.intervention import Needs, Positions, State
 from experiments.training import Trained, conversations_of, train
@@ -31,15 +32,15 @@ class BiasSet(Trained):
     """Peak step size of AdamW."""
     sites: tuple[SiteName, ...] = Field(default=("resid",), min_length=1)
     """Activations that get a bias: any of q, k, v, attn_in, mlp_in, mlp_out, resid and the other sites."""
-    layers: tuple[int, ...] | None = Field(default=None, min_length=1)
-    """Decoder layers, from 0; null is all of them."""
+    layers: Depths = "all"
+    """Decoder layers: a number (-1 is the last), a fraction of the depth, `all`, a range, a pattern, or several."""
     positions: Positions = "all"
     """Where the biases are added: `all`, `prompt`, `response` or `last:N` (the last N prompt tokens)."""
 
-    @field_validator("sites", "layers")
+    @field_validator("sites")
     @classmethod
-    def _different(cls, given: tuple[object, ...] | None) -> tuple[object, ...] | None:
-        if given is not None and len(set(given)) < len(given):
+    def _different(cls, given: tuple[SiteName, ...]) -> tuple[SiteName, ...]:
+        if len(set(given)) < len(given):
             raise ValueError(f"{list(given)} names one twice; each must differ")
         return given
 
@@ -69,9 +70,8 @@ class BiasSet(Trained):
 
     def at(self, subject: Subject) -> list[Site]:
         """Every site that gets a bias, layer by layer."""
-        layers = range(subject.n_layers) if self.layers is None else self.layers
-        return [Site(name, layer) for layer in layers for name in self.sites]
+        return [Site(name, layer) for layer in layers(self.layers, subject.n_layers) for name in self.sites]
 
     def label(self) -> str:
-        layers = "" if self.layers is None else " L" + ",".join(map(str, self.layers))
-        return f"bias_set {'+'.join(self.sites)}{layers}"
+        where = "" if self.layers == "all" else f" {shown(self.layers)}"
+        return f"bias_set {'+'.join(self.sites)}{where}"

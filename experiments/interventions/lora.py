@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from experiments.depth import Depths, layers
 from experiments.edit import Edit, LowRank
 from experiments.intervention import Needs, State
 from experiments.training import Trained, TrainingError, conversations_of, train
@@ -43,8 +44,8 @@ class Lora(Trained):
     """Scale by alpha / sqrt(rank) instead, so that the step size suits all ranks."""
     targets: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Last names of linear modules to adapt, e.g. [q_proj, v_proj]; null is all those of the decoder layers."""
-    layers: tuple[int, ...] | None = Field(default=None, min_length=1)
-    """Decoder layers, from 0; null is all of them."""
+    layers: Depths = "all"
+    """Decoder layers: a number (-1 is the last), a fraction of the depth, `all`, a range, a pattern, or several."""
 
     def fit(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> State:
         """Tensors `MODULE.a` [r, d_in] and `MODULE.b` [d_out, r], the scale folded into `b`.
@@ -72,11 +73,12 @@ class Lora(Trained):
 
 
 def linear_modules(
-    subject: Subject, targets: Sequence[str] | None = None, layers: Sequence[int] | None = None
+    subject: Subject, targets: Sequence[str] | None = None, depths: Depths = "all"
 ) -> dict[str, nn.Module]:
-    """Linear modules of the decoder layers by dotted name, those that `targets` and `layers` leave.
+    """Linear modules of the decoder layers by dotted name, those that `targets` and `depths` leave.
 
-    Raises TrainingError for a target no module has as its last name, or a layer that does not exist.
+    Raises TrainingError for a target no module has as its last name, DepthError for a layer that does not
+    exist.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -90,13 +92,11 @@ def linear_modules(
     missing = [target for target in targets or () if target not in known]
     if missing:
         raise TrainingError(f"targets {missing}: no such linear modules in this subject; allowed: {', '.join(known)}")
-    outside = [layer for layer in layers or () if not 0 <= layer < subject.n_layers]
-    if outside:
-        raise TrainingError(f"layers {outside}: the subject has layers 0 to {subject.n_layers - 1}")
+    wanted = layers(depths, subject.n_layers)
     return {
         name: module
         for name, module in found.items()
-        if (targets is None or name.rpartition(".")[2] in targets) and (layers is None or subject.layer(name) in layers)
+        if (targets is None or name.rpartition(".")[2] in targets) and subject.layer(name) in wanted
     }
 
 
@@ -131,9 +131,9 @@ def adapted(
             torch.manual_seed(seed)
             LoraModel(model, config, ADAPTER)
         model.eval()
-        layers = {name: model.get_submodule(name) for name in modules}
+        injected = {name: model.get_submodule(name) for name in modules}
         factors = {}
-        for name, layer in layers.items():
+        for name, layer in injected.items():
             a, b = layer.lora_A[ADAPTER].float().weight, layer.lora_B[ADAPTER].float().weight
             factors[name] = (a, b, float(layer.scaling[ADAPTER]))
         yield factors

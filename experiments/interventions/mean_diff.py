@@ -14,9 +14,11 @@ from experiments.directions import Direction
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from experiments.contrast import Evidence
+
 
 class MeanDiff(Direction):
     """The mean difference of two personas' activations, added to the residual stream."""
 
-    def direction(self, differences: Tensor, seed: int) -> Tensor:
-        return differences.double().mean(0)
+    def direction(self, evidence: Evidence, seed: int) -> Tensor:
+        return evidence.differences.mean(0)

@@ -13,9 +13,11 @@ from experiments.directions import Direction, principal
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from experiments.contrast import Evidence
+
 
 class Pca(Direction):
     """First principal direction of the differences, not centred, at the norm of the mean difference."""
 
-    def direction(self, differences: Tensor, seed: int) -> Tensor:
-        return principal(differences)
+    def direction(self, evidence: Evidence, seed: int) -> Tensor:
+        return principal(evidence.differences)

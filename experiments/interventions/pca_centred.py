@@ -10,18 +10,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments.directions import Direction, FitError, principal
+from experiments.contrast import FitError
+from experiments.directions import Direction, principal
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from experiments.contrast import Evidence
 
 
 class PcaCentred(Direction):
     """First principal direction of the differences after their mean is subtracted (repeng's default)."""
 
-    def direction(self, differences: Tensor, seed: int) -> Tensor:
+    def direction(self, evidence: Evidence, seed: int) -> Tensor:
+        differences = evidence.differences
         if len(differences) < 2:
             raise FitError(
                 "pca_centred subtracts the mean difference, so that one pair leaves nothing; give at least 2"
             )
-        return principal(differences.double() - differences.double().mean(0))
+        return principal(differences - differences.mean(0))

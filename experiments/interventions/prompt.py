@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.directions import FitError
+from experiments.contrast import FitError
 from experiments.edit import Edit
 from experiments.edit import Prompt as PromptEdit
 from experiments.intervention import Intervention, State

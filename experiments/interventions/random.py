@@ -14,14 +14,16 @@ from experiments.directions import Direction
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from experiments.contrast import Evidence
+
 
 class Random(Direction):
     """A random direction with the norm of the mean difference: the norm-matched null."""
 
     oriented: ClassVar[bool] = False
 
-    def direction(self, differences: Tensor, seed: int) -> Tensor:
+    def direction(self, evidence: Evidence, seed: int) -> Tensor:
         import torch
 
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(differences.shape[1], generator=generator, dtype=torch.float64)
+        return torch.randn(evidence.positive.shape[1], generator=generator, dtype=torch.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +9,9 @@ import pytest
 import torch
 from sklearn.decomposition import PCA, TruncatedSVD
 
+from experiments.contrast import Evidence, FitError, contrast, row
 from experiments.dataset import Message, Pair, Side, recipe
-from experiments.directions import FitError, differences, orient_and_scale, principal, row
+from experiments.directions import orient_and_scale, principal
 from experiments.edit import Site
 from experiments.intervention import method
 
@@ -46,7 +46,12 @@ def engine(tiny_subject: Any) -> Engine:
 def fitted(name: str, given: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, dict[str, Any]]:
     """The vector of method `name` for differences [n, d] made up by the test."""
     made = method(name)(layer=1)
-    return orient_and_scale(made.direction(given, seed), given, SITE, made.oriented)
+    return orient_and_scale(made.direction(shown(given), seed), given, SITE, made.oriented)
+
+
+def shown(given: torch.Tensor) -> Evidence:
+    """Activations with these differences."""
+    return Evidence(SITE, given, torch.zeros_like(given))
 
 
 def shift_and_nuisance(n: int = 400, d: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,8 +127,8 @@ def test_a_random_direction_follows_the_seed_alone_and_is_not_turned() -> None:
 def test_exchanging_the_sides_reverses_the_vector(name: str, engine: Engine) -> None:
     pairs = pairs_of(8)
     made = method(name)(layer=2)
-    ahead = made.fit(engine, pairs, 0).tensors["vector"]
-    back = made.fit(engine, swapped(pairs), 0).tensors["vector"]
+    ahead = made.fit(engine, pairs, 0).tensors["resid@2"]
+    back = made.fit(engine, swapped(pairs), 0).tensors["resid@2"]
     torch.testing.assert_close(ahead, -back, rtol=1e-4, atol=1e-6)
 
 
@@ -134,7 +139,7 @@ def test_a_direction_is_read_from_each_sides_own_text(engine: Engine) -> None:
         positive=Side(system="You are a wizard.", response="yes you are"),
         negative=Side(system=None, response="no"),
     )
-    found = differences(engine, [pair], [SITE], "response_mean")[SITE][0]
+    found = contrast(engine, [pair], "response_mean").at(SITE).differences[0].float()
     sides = []
     for side in (pair.positive, pair.negative):
         text = row(engine.subject, pair.messages, side)
@@ -161,32 +166,27 @@ def test_centred_pca_is_repengs_default(engine: Engine, monkeypatch: pytest.Monk
         entries.append(DatasetEntry(*texts))
     theirs = ControlVector.train(subject.model, subject.tokenizer, entries, hidden_layers=[0, 1, 2])
     for layer in (0, 1, 2):
-        ours = method("pca_centred")(layer=layer, tokens="last").fit(engine, pairs, 0).tensors["vector"]
+        ours = method("pca_centred")(layer=layer, tokens="last").fit(engine, pairs, 0).tensors[f"resid@{layer}"]
         assert cosine(ours, theirs.directions[layer]) >= 0.999
 
 
-def test_fits_that_share_pairs_share_one_pass() -> None:
-    class Counting:
-        subject = SimpleNamespace(
-            n_layers=3,
-            point=lambda site: None,
-            render=lambda messages, **context: SimpleNamespace(tokens=(1, 2), n_prompt=1),
-        )
-        calls = 0
+def test_fits_that_share_pairs_share_one_pass(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    observe = engine.observe
 
-        def activations(self, rows: list[Any], sites: list[Site], pool: str) -> dict[Site, torch.Tensor]:
-            self.calls += 1
-            return {site: torch.randn(len(rows), 4) for site in sites}
+    def counted(rows: Any, *rest: Any) -> Any:
+        passes.append(len(rows))
+        return observe(rows, *rest)
 
-    engine: Any = Counting()
-    pairs = pairs_of(4)
-    for name in ("mean_diff", "pca"):
+    monkeypatch.setattr(engine, "observe", counted)
+    pairs = pairs_of(4, seed=7)
+    for name in ("mean_diff", "pca", "pca_weighted", "probe", "sspace", "random", "directional_ablation"):
         for layer in range(3):
             method(name)(layer=layer).fit(engine, pairs, 0)
-    assert engine.calls == 1
+    assert passes == [8]
     method("pca")(layer=1, tokens="last").fit(engine, pairs, 0)
     method("pca")(layer=1).fit(engine, pairs[:3], 0)
-    assert engine.calls == 3
+    assert passes == [8, 8, 6]
 
 
 def test_pairs_without_a_difference_and_numbers_that_overflow_are_refused() -> None:
@@ -195,13 +195,13 @@ def test_pairs_without_a_difference_and_numbers_that_overflow_are_refused() -> N
     with pytest.raises(FitError, match="not finite"):
         orient_and_scale(torch.ones(4), torch.full((3, 4), float("inf")), SITE)
     with pytest.raises(FitError, match="give at least 2"):
-        method("pca_centred")().direction(torch.ones(1, 4), 0)
+        method("pca_centred")().direction(shown(torch.ones(1, 4)), 0)
 
 
 def test_no_pairs_and_layers_that_do_not_exist_are_refused(engine: Engine) -> None:
     with pytest.raises(FitError, match="no pairs"):
         method("mean_diff")().fit(engine, [], 0)
-    with pytest.raises(ValueError, match="layer"):
+    with pytest.raises(ValueError, match="99 is out of range"):
         method("mean_diff")(layer=99).fit(engine, pairs_of(2), 0)
     with pytest.raises(ValueError, match="last:N"):
         method("mean_diff")(positions="first")
@@ -214,4 +214,16 @@ def test_labels_say_where_a_direction_acts() -> None:
 
 
 def test_the_middle_layer_is_the_default_and_is_recorded(engine: Engine) -> None:
-    assert method("mean_diff")().fit(engine, pairs_of(2), 0).facts["site"] == f"resid@{engine.subject.n_layers // 2}"
+    assert list(method("mean_diff")().fit(engine, pairs_of(2), 0).tensors) == [f"resid@{engine.subject.n_layers // 2}"]
+
+
+def test_several_layers_have_a_vector_each_and_random_ones_differ(engine: Engine) -> None:
+    pairs = pairs_of(3)
+    several = method("mean_diff")(layer="1-2").fit(engine, pairs, 0).tensors
+    assert list(several) == ["resid@1", "resid@2"]
+    for name, vector in several.items():
+        alone = method("mean_diff")(layer=int(name[-1])).fit(engine, pairs, 0).tensors
+        assert torch.equal(vector, alone[name])
+    drawn = method("random")(layer=(1, 2)).fit(engine, pairs, 0).tensors
+    assert torch.equal(drawn["resid@1"], method("random")(layer=1).fit(engine, pairs, 0).tensors["resid@1"])
+    assert cosine(drawn["resid@1"], drawn["resid@2"]) < 0.6

@@ -237,6 +237,56 @@ def test_activations_are_read_at_every_site_in_one_pass(subject: Subject, pool: 
             torch.testing.assert_close(found[site][index], wanted, atol=CLOSE, rtol=CLOSE)
 
 
+@pytest.mark.parametrize("pool", ["last", "prompt_last", "response_mean"])
+def test_activations_and_logprobs_of_one_pass_are_those_of_two(subject: Subject, pool: Any) -> None:
+    rows = with_arms(some_rows(), [(), (activation_edits(subject)["add"],)])
+    sites = [Site(name, layer) for name in ("resid", "mlp_out", "attn_in") for layer in range(subject.n_layers)]
+    engine = Engine(subject)
+    found, logprobs = engine.observe(rows, sites, pool)
+    alone = engine.activations(rows, sites, pool)
+    assert found.keys() == alone.keys()
+    for site in sites:
+        torch.testing.assert_close(found[site], alone[site], atol=1e-5, rtol=1e-4)
+    for ours, theirs in zip(logprobs, engine.token_logprobs(rows), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_a_trace_reads_every_site_at_the_same_positions_as_the_last_states(subject: Subject) -> None:
+    rows = with_arms(some_rows(4), [(activation_edits(subject)["add"],)])
+    positions = [range(row.n_prompt, len(row.tokens)) for row in rows]
+    sites = [Site("resid", 0), Site("mlp_out", 2), Site("resid", subject.n_layers - 1)]
+    engine = Engine(subject)
+    with torch.no_grad():
+        states, at = engine.trace(rows, positions, sites)
+        nothing, below = engine.trace(rows, positions, sites[:2], above=False)
+        torch.testing.assert_close(states, engine.forward(rows, positions))
+    assert len(nothing) == 0
+    for site in sites:
+        module = subject.point(site).module
+        theirs = torch.cat(
+            [oracle.hidden(subject, row, module)[where] for row, where in zip(rows, positions, strict=True)]
+        )
+        torch.testing.assert_close(at[site], theirs, atol=2e-4, rtol=1e-3)
+    for site, found in below.items():
+        torch.testing.assert_close(found, at[site])
+
+
+def test_the_gradient_of_a_trace_equals_that_of_a_naive_hook(llama: Subject) -> None:
+    rows = some_rows(4)
+    ours, theirs = (normal(llama.d_model).requires_grad_() for _ in range(2))
+    edits = (Add(Site("resid", 0), ours),)
+    positions = [range(row.n_prompt, len(row.tokens)) for row in rows]
+    _, at = Engine(llama).trace(
+        [Row(row.tokens, row.n_prompt, edits) for row in rows], positions, [Site("resid", 2)], above=False
+    )
+    at[Site("resid", 2)].norm(dim=-1).sum().backward()
+    for row in rows:
+        with oracle.hooked(llama, llama.model, Row(row.tokens, row.n_prompt, (Add(Site("resid", 0), theirs),))):
+            hidden = llama.model(torch.tensor([row.tokens]), output_hidden_states=True).hidden_states[3]
+        hidden[0, row.n_prompt :].norm(dim=-1).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4)
+
+
 def test_activations_do_not_compute_layers_above(llama: Subject) -> None:
     engine = Engine(llama)
     top = Add(Site("resid", 3), normal(llama.d_model))

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from experiments import plugin
+from experiments.contrast import FitError
 from experiments.dataset import recipe
-from experiments.directions import FitError
+from experiments.depth import DepthError
 from experiments.edit import Add, Dense, Edit, LowRank, Project, Prompt, Scale, Site, prompt_of
 from experiments.intervention import Intervention, State, method
 from experiments.interventions.lora import adapted, linear_modules
@@ -222,7 +223,7 @@ def test_lora_edits_are_what_peft_computes(settings: dict[str, Any], tiny_folder
         lora_alpha=made.alpha,
         use_rslora=made.rslora,
         target_modules=list(made.targets) if made.targets else "all-linear",
-        layers_to_transform=list(made.layers) if made.layers else None,
+        layers_to_transform=None if made.layers == "all" else list(made.layers),
     )
     theirs = get_peft_model(model, config).eval()
     scale = made.alpha / made.rank ** (0.5 if made.rslora else 1)
@@ -262,7 +263,7 @@ def test_lora_finds_the_linear_modules_of_other_architectures(architecture: str,
 
 
 def test_a_missing_layer_is_refused_with_what_there_is(engine: Engine) -> None:
-    with pytest.raises(TrainingError, match=r"layers \[9\]: the subject has layers 0 to 3"):
+    with pytest.raises(DepthError, match="9 is out of range; the subject has layers 0 to 3"):
         method("lora")(layers=[9]).fit(engine, PAIRS, 0)
 
 

@@ -1,0 +1,125 @@
+"""Per-sample gradients of how far two sides lie apart: the raw material of gradient directions.
+
+The loss of pair i is read from the residual stream behind layer `target`, at the last token of each side:
+l_i = -|h+ - h-|. Every side gets a zero vector of its own at every layer below, added where the side is read; the
+gradient with respect to that vector is the side's own, whatever else is in the batch. Moving against the gradient
+drives the sides apart.
+
+The published code (wassname/repeng, `losses.py`, branch InnerPiSSA) adds a hinge on the log-probability that is meant
+to keep the text likely, 1e4 * mean(relu(0.99 * log p_ref - log p)^2). Because log-probabilities are negative, 0.99
+times the reference lies above it, and the hinge pulls at every token from the start instead of resting inside its
+trust region. A hinge that rests has no gradient at the untouched subject, so the loss here has none;
+`coherence="published"` gives theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from experiments.contrast import FitError
+from experiments.edit import Add, Pool, Site, SiteName
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from experiments.contrast import Sides
+    from experiments.engine import Engine, Row
+    from experiments.subject import Subject
+
+TOKENS = 2048  # of one backward pass
+FROM_TOP = 3  # the published code reads hidden_states[-3]: the output of the third layer from the top
+HINGE = 1e4
+SLACK = 0.99
+
+
+@dataclass(frozen=True)
+class Separation:
+    """The loss: read behind layer `layer` (None: the third from the top, but above the middle), with the published
+    hinge or without."""
+
+    layer: int | None = None
+    coherence: Literal["none", "published"] = "none"
+
+    def target(self, subject: Subject) -> int:
+        """The layer. Raises FitError for one that does not exist."""
+        n = subject.n_layers
+        layer = min(n - 1, max(n - FROM_TOP, n // 2 + 1)) if self.layer is None else self.layer
+        if not 0 <= layer < n:
+            raise FitError(f"target {layer}: the subject has layers 0 to {n - 1}")
+        return layer
+
+
+def pair_gradients(
+    engine: Engine, rows: Sequence[Row], name: SiteName, pool: Pool, loss: Separation
+) -> dict[Site, Sides]:
+    """Gradients [n, d] float32 of the positive and of the negative side, at site `name` of every layer up to the
+    target.
+
+    `rows` hold the positive and the negative side of every pair in turn. Raises FitError when one is not finite.
+    """
+    import torch
+
+    sites = [Site(name, layer) for layer in range(loss.target(engine.subject) + 1)]
+    found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    for part in _parts(rows):
+        leaves = [
+            {site: torch.zeros(engine.subject.point(site).width, requires_grad=True) for site in sites} for _ in part
+        ]
+        edited = [_with_vectors(each, own, pool) for each, own in zip(part, leaves, strict=True)]
+        _loss(engine, edited, loss).backward()
+        for site in sites:
+            grads = [own[site].grad for own in leaves]
+            found[site] += [
+                torch.zeros_like(own[site]) if g is None else g for own, g in zip(leaves, grads, strict=True)
+            ]
+    stacked = {site: torch.stack(each) for site, each in found.items()}
+    for site, each in stacked.items():
+        if not each.isfinite().all():
+            raise FitError(f"gradients at {site} are not finite; use a wider dtype (dtype: float32), or another layer")
+    return {site: (each[0::2], each[1::2]) for site, each in stacked.items() if each.any()}
+
+
+def _parts(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """Whole pairs, as many as fit into `TOKENS`; a longer pair is a part."""
+    parts: list[list[Row]] = []
+    room = 0
+    for index in range(0, len(rows), 2):
+        pair = rows[index : index + 2]
+        size = sum(len(each.tokens) for each in pair)
+        if not parts or size > room:
+            parts.append([])
+            room = TOKENS
+        parts[-1] += pair
+        room -= size
+    return list(parts)
+
+
+def _with_vectors(row: Row, own: dict[Site, Tensor], pool: Pool) -> Row:
+    """The row with its own vectors where `pool` reads it."""
+    from experiments.engine import Row
+
+    if pool == "last":  # as far as edits go all of it is prompt, whose last token is the row's
+        return Row(row.tokens, len(row.tokens), tuple(Add(site, vector, "last:1") for site, vector in own.items()))
+    positions = "last:1" if pool == "prompt_last" else "response"
+    return Row(row.tokens, row.n_prompt, tuple(Add(site, vector, positions) for site, vector in own.items()))
+
+
+def _loss(engine: Engine, rows: Sequence[Row], loss: Separation) -> Tensor:
+    """Sum over pairs."""
+    import torch
+
+    site = Site("resid", loss.target(engine.subject))
+    published = loss.coherence == "published"
+    spans = [range(0 if published else len(each.tokens) - 1, len(each.tokens)) for each in rows]
+    states, at = engine.trace(rows, spans, [site], above=published)
+    pieces = at[site].float().split([len(span) for span in spans])
+    last = torch.stack([piece[-1] for piece in pieces])
+    total = -(last[0::2] - last[1::2]).norm(dim=-1).sum()
+    if published:
+        for each, hidden in zip(rows, states.split([len(span) for span in spans]), strict=True):
+            tokens = torch.tensor(each.tokens[1:], device=hidden.device)[:, None]
+            logp = engine.subject.head(hidden[:-1]).log_softmax(-1).gather(1, tokens)
+            total = total + HINGE * (SLACK * logp.detach() - logp).relu().square().mean()
+    return total

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import WrapValidator
 
 NUMBER = r"-?\d+|0?\.\d+"
+MOST = 1000
+"""More layers than any subject has."""
 RANGE = re.compile(rf"({NUMBER})-({NUMBER})")
 ALLOWED = (
     "a number (from 0; -1 is the last), a fraction of the depth (0.5), `all`, a range (10-14, 0.3-0.9) or a regular "
@@ -21,22 +23,33 @@ class DepthError(ValueError):
     """Layers that the subject does not have."""
 
 
-def _readable(depth: int | float | str) -> int | float | str:
-    """Refuse what can mean no layer in any subject."""
+def _readable(depth: Any) -> Any:
+    """One layer, or pattern of layers, as it was written. Refuses what means no layer in any subject."""
+    if isinstance(depth, bool) or not isinstance(depth, int | float | str):
+        raise ValueError(f"is no layer; allowed: {ALLOWED}")
     if isinstance(depth, float) and not 0 < depth < 1:
-        raise ValueError(f"{depth} is no fraction of the depth; allowed: {ALLOWED}")
-    if isinstance(depth, str):
+        raise ValueError(f"is no fraction of the depth; allowed: {ALLOWED}")
+    if isinstance(depth, str) and depth != "all" and not RANGE.fullmatch(depth):
         try:
-            re.compile(depth)
+            known = any(re.fullmatch(depth, str(number)) for number in range(MOST))
         except re.error as error:
-            raise ValueError(f"{depth!r} is not a regular expression ({error}); allowed: {ALLOWED}") from error
+            raise ValueError(f"is not a regular expression ({error}); allowed: {ALLOWED}") from error
+        if not known:
+            raise ValueError(f"matches no layer number; allowed: {ALLOWED}")
     return depth
 
 
-Depth = Annotated[
-    Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)] | str, AfterValidator(_readable)
-]
-Depths = Depth | Annotated[tuple[Depth, ...], Field(min_length=1)]
+def _checked(value: Any, handler: Any) -> Any:
+    """One message instead of one for each type that a setting may have."""
+    if not isinstance(value, list | tuple):
+        return _readable(value)
+    if not value:
+        raise ValueError(f"names no layer; allowed: {ALLOWED}")
+    return tuple(_readable(each) for each in value)
+
+
+Depth = int | float | str
+Depths = Annotated[Depth | tuple[Depth, ...], WrapValidator(_checked)]
 """A setting that says which layers: one `Depth`, or several."""
 
 

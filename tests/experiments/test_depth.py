@@ -44,7 +44,7 @@ def test_layers_are_named_by_number_fraction_range_and_pattern(depths: Any, expe
         (-31, "-31 is out of range"),
         ("10-40", "40 is out of range"),
         ("12-10", "'12-10' matches none of the layers 0 to 29"),
-        ("x", "'x' matches none"),
+        ("9[0-9]", r"'9\[0-9\]' matches none"),
     ],
 )
 def test_layers_that_the_subject_lacks_are_refused(depths: Any, reason: str) -> None:
@@ -52,7 +52,7 @@ def test_layers_that_the_subject_lacks_are_refused(depths: Any, reason: str) -> 
         layers(Setting(at=depths).at, 30)
 
 
-@pytest.mark.parametrize("depths", [1.5, 0.0, True, "[", (), None, (3, 2.0)])
+@pytest.mark.parametrize("depths", [1.5, 0.0, True, "[", "twelve", "", (), None, (3, 2.0)])
 def test_what_is_a_layer_in_no_subject_is_refused(depths: Any) -> None:
     with pytest.raises(ValidationError):
         Setting(at=depths)

@@ -1,16 +1,18 @@
-"""The one training loop that learned interventions share: responses are made likely, the subject itself stays frozen.
+"""The one training loop that learned interventions share: an objective is lowered, the subject itself stays frozen.
 
-Parameters are float32 whatever the subject's dtype (AdamW's small steps vanish in bfloat16). The loss is the
-cross-entropy of response tokens only, in float32, averaged over the tokens of a batch.
+Parameters are float32 whatever the subject's dtype (AdamW's small steps vanish in bfloat16). The objective is the
+likelihood of responses unless another is given (`experiments/losses.py`, `experiments/separation.py`).
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from experiments.engine import Engine, Row
+
+Example = TypeVar("Example")
+EditsOf = Callable[..., Sequence[Edit]]
+"""Builds the edits from the parameters: `edits_of()` at dose 1, `edits_of(dose)` at another, where dose 0 is the
+untouched subject (an adapter inside the subject is off). Only losses that compare doses give one."""
 
 TOKENS = 2048  # of one backward pass: what keeps activations and logits of a small model within a few hundred MB
 
@@ -52,13 +59,64 @@ class Trained(Intervention):
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean loss of each optimiser step, nats per response token."""
+    """What a run looked like."""
 
     curve: tuple[float, ...]
+    """Loss of each optimiser step: the mean over its batch, nats per response token where it is the likelihood."""
+    logs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What else the objective tells of each step, by name."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What the objective tells of itself."""
 
     def facts(self) -> dict[str, Any]:
         """What a State keeps."""
-        return {"losses": [round(loss, 5) for loss in self.curve], "steps": len(self.curve)}
+        logs = {name: [round(value, 5) for value in values] for name, values in self.logs.items()}
+        steps = {"losses": [round(loss, 5) for loss in self.curve], "steps": len(self.curve)}
+        return {**steps, **({"logs": logs} if logs else {}), **self.about}
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A share of a batch's loss, small enough for one backward pass. The batch's values are the sums over its shares.
+
+    `loss` is a float32 scalar with its graph; `logs` are numbers to keep.
+    """
+
+    loss: Tensor
+    logs: Mapping[str, float] = field(default_factory=dict)
+
+
+class Objective(ABC):
+    """What a run lowers, made from data and the untouched subject before anything is trained. Subclasses are frozen."""
+
+    @property
+    @abstractmethod
+    def examples(self) -> Sequence[Any]:
+        """What batches are drawn from."""
+
+    @abstractmethod
+    def partials(self, engine: Engine, batch: Sequence[Any], edits_of: EditsOf) -> Iterator[Partial]:
+        """The loss of a batch of examples, share by share; the loop calls backward before it asks for the next."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a State keeps of the objective."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Likelihood(Objective):
+    """-log p of response tokens, averaged over the tokens of a batch."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def examples(self) -> Sequence[Row]:
+        return self.rows
+
+    def partials(self, engine: Engine, batch: Sequence[Row], edits_of: EditsOf) -> Iterator[Partial]:
+        tokens = sum(len(each.tokens) - each.n_prompt for each in batch)
+        for part in parts(batch):
+            yield Partial(response_loss(engine, part, tuple(edits_of())) / tokens)
 
 
 def conversations_of(data: Sequence[Pair | Conversation]) -> list[Conversation]:
@@ -73,38 +131,45 @@ def conversations_of(data: Sequence[Pair | Conversation]) -> list[Conversation]:
 
 def train(
     engine: Engine,
-    conversations: Sequence[Conversation],
+    goal: Sequence[Conversation] | Objective,
     parameters: Sequence[Tensor],
-    edits_of: Callable[[], Sequence[Edit]],
+    edits_of: EditsOf,
     settings: Trained,
     seed: int,
+    constrain: Callable[[], None] | None = None,
 ) -> Losses:
-    """Change `parameters` (float32 leaves) in place, so that `edits_of()` makes the conversations' last messages
-    likely.
+    """Change `parameters` (float32 leaves) in place, so that `edits_of()` lowers the objective.
 
-    `edits_of` builds the edits from the parameters anew for every backward pass. The order of conversations follows
-    `seed`. Raises TrainingError without conversations or response tokens, and for a loss or gradient that is not
-    finite.
+    Conversations as the goal mean that their last messages become likely. The edits are built from the parameters anew
+    for every backward pass. The order of examples follows `seed`. `constrain` is called without gradients after every
+    step, to put parameters back to where they may be. Raises TrainingError without examples or response tokens, for a
+    loss that does not depend on the parameters, and for a loss or gradient that is not finite.
     """
     import torch
 
-    rows = [row(engine, conversation) for conversation in conversations]
-    if not rows:
+    objective = goal if isinstance(goal, Objective) else Likelihood(tuple(row(engine, each) for each in goal))
+    if not objective.examples:
         raise TrainingError("no conversations to train on; at least one is needed")
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    steps = math.ceil(len(rows) / settings.batch_size) * settings.epochs
+    steps = math.ceil(len(objective.examples) / settings.batch_size) * settings.epochs
     curve: list[float] = []
-    for step, batch in enumerate(batches(rows, settings, seed)):
+    logs: dict[str, list[float]] = defaultdict(list)
+    for step, batch in enumerate(batches(objective.examples, settings, seed)):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * pace(step, steps, settings)
-        loss = _step(engine, batch, parameters, edits_of, optimiser, settings.max_grad_norm)
+        loss, told = _step(objective.partials(engine, batch, edits_of), parameters, optimiser, settings.max_grad_norm)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"step {step + 1} of {steps}: the loss or its gradient is not finite ({loss}); "
                 f"lower learning_rate (now {settings.learning_rate:g}), or use dtype float32"
             )
+        if constrain:
+            with torch.no_grad():
+                constrain()
         curve.append(loss)
-    return Losses(tuple(curve))
+        for name, value in told.items():
+            logs[name].append(value)
+    return Losses(tuple(curve), {name: tuple(values) for name, values in logs.items()}, objective.facts())
 
 
 def row(engine: Engine, conversation: Conversation) -> Row:
@@ -120,13 +185,13 @@ def row(engine: Engine, conversation: Conversation) -> Row:
     return Row(rendered.tokens, rendered.n_prompt)
 
 
-def batches(rows: Sequence[Row], settings: Trained, seed: int) -> Iterator[list[Row]]:
-    """`batch_size` rows at a time, every epoch in another order."""
+def batches(examples: Sequence[Example], settings: Trained, seed: int) -> Iterator[list[Example]]:
+    """`batch_size` examples at a time, every epoch in another order."""
     rng = random.Random(seed)
     for _ in range(settings.epochs):
-        order = rng.sample(range(len(rows)), len(rows))
+        order = rng.sample(range(len(examples)), len(examples))
         for start in range(0, len(order), settings.batch_size):
-            yield [rows[index] for index in order[start : start + settings.batch_size]]
+            yield [examples[index] for index in order[start : start + settings.batch_size]]
 
 
 def pace(step: int, steps: int, settings: Trained) -> float:
@@ -139,47 +204,61 @@ def pace(step: int, steps: int, settings: Trained) -> float:
 
 
 def _step(
-    engine: Engine,
-    batch: Sequence[Row],
-    parameters: Sequence[Tensor],
-    edits_of: Callable[[], Sequence[Edit]],
-    optimiser: Optimizer,
-    max_grad_norm: float,
-) -> float:
-    """One optimiser step; the batch's mean loss, or the offending value when loss or gradient norm is not finite."""
+    partials: Iterator[Partial], parameters: Sequence[Tensor], optimiser: Optimizer, max_grad_norm: float
+) -> tuple[float, dict[str, float]]:
+    """One optimiser step; the batch's loss, or the offending value when loss or gradient norm is not finite, and the
+    logs."""
     import torch
 
     optimiser.zero_grad(set_to_none=True)
-    tokens = sum(len(each.tokens) - each.n_prompt for each in batch)
     total = 0.0
-    for part in parts(batch):
-        loss = response_loss(engine, part, tuple(edits_of())) / tokens
-        loss.backward()
-        total += loss.item()
+    logs: dict[str, float] = defaultdict(float)
+    for partial in partials:
+        if not partial.loss.requires_grad:
+            raise TrainingError("the loss does not depend on what is trained; read it behind the trained layers")
+        partial.loss.backward()
+        total += partial.loss.item()
+        for name, value in partial.logs.items():
+            logs[name] += value
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
     if not math.isfinite(total) or not math.isfinite(norm):
-        return total if not math.isfinite(total) else norm
+        return total if not math.isfinite(total) else norm, logs
     optimiser.step()
-    return total
+    return total, logs
 
 
-def parts(batch: Sequence[Row], budget: int = TOKENS) -> list[list[Row]]:
-    """The batch cut into passes of at most `budget` tokens, like lengths together; a longer row is one pass."""
-    found: list[list[Row]] = []
+def length(row: Row) -> int:
+    """Tokens of a row."""
+    return len(row.tokens)
+
+
+def parts(batch: Sequence[Example], budget: int = TOKENS, size: Callable[[Any], int] = length) -> list[list[Example]]:
+    """The batch cut into passes of at most `budget` tokens, like lengths together; a longer example is one pass.
+
+    `size` tells the tokens of an example, which is a row if nothing is said.
+    """
+    found: list[list[Example]] = []
     room = 0
-    for each in sorted(batch, key=lambda each: len(each.tokens)):
-        if not found or len(each.tokens) > room:
+    for each in sorted(batch, key=size):
+        if not found or size(each) > room:
             found.append([])
             room = budget
         found[-1].append(each)
-        room -= len(each.tokens)
+        room -= size(each)
     return found
 
 
 def response_loss(engine: Engine, rows: Sequence[Row], edits: tuple[Edit, ...]) -> Tensor:
     """Sum over response tokens of -log p(token), float32, differentiable with respect to the edits' tensors."""
-    import torch
     from torch.nn.functional import cross_entropy
+
+    logits, answers = response_logits(engine, rows, edits)
+    return cross_entropy(logits, answers, reduction="sum")
+
+
+def response_logits(engine: Engine, rows: Sequence[Row], edits: tuple[Edit, ...]) -> tuple[Tensor, Tensor]:
+    """Logits [k, vocabulary] before every response token, float32, row after row, and these tokens [k]."""
+    import torch
 
     from experiments.engine import Row
 
@@ -187,4 +266,4 @@ def response_loss(engine: Engine, rows: Sequence[Row], edits: tuple[Edit, ...]) 
     positions = [range(each.n_prompt - 1, len(each.tokens) - 1) for each in rows]
     logits = engine.subject.head(engine.forward(edited, positions))
     answers = [token for each in rows for token in each.tokens[each.n_prompt :]]
-    return cross_entropy(logits, torch.tensor(answers, device=logits.device), reduction="sum")
+    return logits, torch.tensor(answers, device=logits.device)

@@ -66,6 +66,36 @@ class Budget(Frozen):
     """Most that the NLL of held-out neutral text may rise, nats per token."""
 
 
+class Calibrate(Frozen):
+    """Find for every trial the dose that does a given damage; `doses` are then multiples of it."""
+
+    measure: Literal["kl", "delta_nll"] = "kl"
+    """`kl`: a percentile of KL(steered || untouched), nats, over the tokens of greedy answers; `delta_nll`: the rise of
+    the NLL of the development half of the neutral text, nats per token."""
+    target: float = Field(default=1.0, gt=0)
+    """The damage that a dose of 1 is to do, nats."""
+    tokens: int = Field(default=20, ge=1)
+    """Tokens of each greedy answer (kl)."""
+    prompts: int = Field(default=16, ge=2)
+    """Prompts that are answered (kl)."""
+    percentile: float = Field(default=95, gt=0, le=100)
+    """Percentile over all tokens of all answers, of both signs (kl)."""
+    least: float = Field(default=2**-6, gt=0)
+    """Smallest dose that is tried."""
+    most: float = Field(default=2**6, gt=0)
+    """Largest dose that is tried."""
+    tolerance: float = Field(default=0.05, gt=0)
+    """Share of the target within which the damage is near enough."""
+    orient: bool = False
+    """Turn a trial round whose positive dose makes the negative responses of all its pairs more likely on average."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Calibrate:
+        if self.least >= self.most:
+            raise ValueError(f"least {self.least:g} must be below most {self.most:g}")
+        return self
+
+
 class Split(Frozen):
     """How items are divided between choosing a dose and reporting it."""
 

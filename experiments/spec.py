@@ -15,7 +15,7 @@ from experiments.canonical import sha256
 from experiments.dataset import Recipe
 from experiments.grid import booleans_as_numbers
 from experiments.intervention import Intervention
-from experiments.parts import EMBEDDED, Budget, EvalSpec, Limits, Resources, Split, SubjectSpec
+from experiments.parts import EMBEDDED, Budget, Calibrate, EvalSpec, Limits, Resources, Split, SubjectSpec
 from experiments.plugin import Frozen
 from experiments.problem import Problem, SpecError, SpecPath, problems_of
 from experiments.settings import DataVariant, Setting, fitting, read_data, read_interventions
@@ -95,6 +95,8 @@ class Experiment(Frozen):
     """Methods that run beside the others; [] turns them off."""
     budget: Budget = Budget()
     """How much damage is allowed."""
+    calibrate: Calibrate | None = None
+    """Solve for the dose of a given damage, trial by trial, and compare at equal damage."""
     split: Split = Split()
     """How items are divided."""
     resources: Resources = Resources()

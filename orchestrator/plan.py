@@ -1,4 +1,4 @@
-"""A spec as a graph of content-addressed nodes: dataset -> fit -> answer -> score -> compare."""
+"""A spec as a graph of content-addressed nodes: dataset -> fit -> (calibrate ->) answer -> score -> compare."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator import preflight
 from orchestrator.identity import SHORT, Shared, node_key
 from orchestrator.preflight import Describe, Identify, PlannedEval
 
-STAGE_VERSIONS = {"dataset": 1, "fit": 1, "answer": 1, "score": 1, "compare": 1}
+STAGE_VERSIONS = {"dataset": 1, "fit": 1, "calibrate": 1, "answer": 1, "score": 1, "compare": 1}
 """Bump one when the same params and inputs would now give another result."""
 
 
@@ -63,6 +63,8 @@ class PlannedTrial:
     trial: Trial
     dataset: str | None
     fit: str
+    unit: str | None
+    """Key of the node that says what a dose of 1 is; None where doses are those of the method."""
     scores: Mapping[tuple[int, float], str]
     """(index of the eval, dose) -> key of the score; dose 0 is in `Plan.base`."""
 
@@ -115,6 +117,7 @@ class _Planner:
         self.subject = Shared(subject)
         self.evals = evals
         self.subject_spec = experiment.subject.model_dump(mode="json")
+        self.texts = preflight.calibration_texts() if experiment.calibrate else {}
         self.answer_params = [
             {
                 "subject": self.subject,
@@ -157,8 +160,9 @@ class _Planner:
             trial.label,
             {"subject": self.subject_spec, "method": method, "settings": settings},
         )
+        unit = self.calibrate(trial, fit, dataset, method, settings)
         scores: dict[tuple[int, float], str] = {}
-        state = {"state": fit}
+        state = {"state": fit} | ({} if unit is None else {"unit": unit})
         for index, each in enumerate(self.evals):
             label = f"{each.spec.label()} {trial.label}"
             runtime = {
@@ -172,7 +176,25 @@ class _Planner:
                 params = {**self.answer_params[index], "dose": dose}
                 answer = self.add("answer", params, state, label, runtime)
                 scores[index, dose] = self.add("score", {}, {"answer": answer}, label, task)
-        return PlannedTrial(trial, dataset, fit, scores)
+        return PlannedTrial(trial, dataset, fit, unit, scores)
+
+    def calibrate(
+        self, trial: Trial, fit: str, dataset: str | None, method: str, settings: Mapping[str, Any]
+    ) -> str | None:
+        """Key of the node that finds the trial's dose; None where the spec does not ask for it."""
+        wanted = self.experiment.calibrate
+        if wanted is None:
+            return None
+        params = {
+            "subject": self.subject,
+            "wanted": wanted.model_dump(mode="json"),
+            "texts": self.texts,
+            "dev": self.experiment.split.dev,
+            "kind": trial.intervention.dose_kind,
+        }
+        inputs = {"state": fit} | ({"data": dataset} if wanted.orient and dataset is not None else {})
+        runtime = {"subject": self.subject_spec, "method": method, "settings": settings}
+        return self.add("calibrate", params, inputs, trial.label, runtime)
 
     def _setting(self, trial: Trial) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
         """Method, identity and plain settings of a trial: made once for all its seeds."""

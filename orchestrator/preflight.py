@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from experiments.files import digest_all
 from experiments.problem import Problem, SpecError, SpecPath
 from experiments.spec import EvalSpec, Experiment, SubjectSpec
 
@@ -133,3 +134,11 @@ def _with_local_files(params: Mapping[str, Any], folder: Path | None) -> dict[st
         return str(place) if named and (place := Path(folder or ".") / value).is_file() else value
 
     return {name: local(value) for name, value in params.items()}
+
+
+def calibration_texts() -> dict[str, str]:
+    """sha256 of the texts that doses are calibrated on, which enter a result's key."""
+    from evals.tasks.neutral_nll import BUILTIN_DATA
+    from experiments.datasets._bank import PROMPTS
+
+    return {"prompts_sha256": digest_all([PROMPTS]), "passages_sha256": digest_all([BUILTIN_DATA])}

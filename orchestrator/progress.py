@@ -20,6 +20,7 @@ SECONDS_BETWEEN_LINES = 60.0
 NOUNS = {
     "dataset": "datasets built",
     "fit": "trials fitted",
+    "calibrate": "doses calibrated",
     "answer": "doses answered",
     "score": "doses scored",
     "compare": "tables compared",

@@ -119,8 +119,10 @@ class Registry:
 
     def _open(self, connection: sqlite3.Connection) -> None:
         """Check whose file it is, and bring its tables and views up to date."""
-        application = connection.execute("pragma application_id").fetchone()[0]
-        foreign = application != APPLICATION and (application != 0 or self.db.table_names())
+        # in one statement, so that a registry which another process makes at this moment is not seen half made
+        sql = "select application_id, (select count(*) from sqlite_master) from pragma_application_id"
+        application, tables = connection.execute(sql).fetchone()
+        foreign = application != APPLICATION and (application != 0 or tables)
         if foreign:
             raise RegistryError(f"{self.path} is another program's database; give another path with --registry")
         newer = {one.name for one in migrations.applied(self.db)} - known()
@@ -207,11 +209,12 @@ class Registry:
             "submitted_at": submitted_at,
         }
         self._insert("insert", "experiments", experiment)
-        fits = self._fits(inputs)
+        fits, units = self._behind(inputs, "state"), self._behind(inputs, "unit")
         for number, trial in enumerate(params["trials"]):
             shown = (trial["group"], trial["method"], trial["label"], trial["seed"], int(trial["baseline"]))
+            unit = self._unit(units.get(number))
             self.db.conn.execute(
-                "insert into trials values (?, ?, ?, ?, ?, ?, ?, ?)", (key, number, *shown, fits.get(number))
+                "insert into trials values (?, ?, ?, ?, ?, ?, ?, ?, ?)", (key, number, *shown, fits.get(number), unit)
             )
         points = [(key, *astuple(point)) for point in findings.points]
         self.db.conn.executemany("insert into metrics values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", points)
@@ -219,14 +222,20 @@ class Registry:
             columns = asdict(row)
             self._insert("insert", "comparisons", {"experiment": key, "group_key": columns.pop("group"), **columns})
 
-    def _fits(self, inputs: Mapping[str, str]) -> dict[int, str]:
-        """Trial -> key of its fit: compare reads scores, a score its answer, an answer the fitted state."""
-        scores = {role.split("/")[0]: key for role, key in inputs.items() if not role.startswith("base/")}
-        sql = """select state.input from node_inputs answer
-                 join node_inputs state on state.node = answer.input and state.role = 'state'
+    def _behind(self, inputs: Mapping[str, str], role: str) -> dict[int, str]:
+        """Trial -> key of what its answers read as `role`: compare reads scores, a score its answer, an answer that."""
+        scores = {name.split("/")[0]: key for name, key in inputs.items() if not name.startswith("base/")}
+        sql = """select behind.input from node_inputs answer
+                 join node_inputs behind on behind.node = answer.input and behind.role = ?
                  where answer.node = ? and answer.role = 'answer'"""
-        found = {trial: self.db.conn.execute(sql, [key]).fetchone() for trial, key in scores.items()}
+        found = {trial: self.db.conn.execute(sql, [role, key]).fetchone() for trial, key in scores.items()}
         return {int(trial): row[0] for trial, row in found.items() if row is not None}
+
+    def _unit(self, key: str | None) -> float | None:
+        """The dose that a calibrate node found."""
+        sql = "select json_extract(outputs, '$.unit') from nodes where key = ? and status = 'have'"
+        row = None if key is None else self.db.conn.execute(sql, [key]).fetchone()
+        return None if row is None else row[0]
 
     def _insert(self, verb: str, table: str, row: Mapping[str, Any]) -> None:
         columns = ", ".join(f'"{name}"' for name in row)

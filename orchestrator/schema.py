@@ -128,6 +128,12 @@ def tables(db: Database) -> None:
             db.execute(statement)
 
 
+@migrations()
+def calibrated_doses(db: Database) -> None:
+    """What a dose of 1 meant to a trial: null where doses are those of the method."""
+    db.execute("alter table trials add column unit real")
+
+
 def known() -> set[str]:
     """Names of all migrations of this version of orch."""
     return {one.name for one in migrations.pending(Database(memory=True))}

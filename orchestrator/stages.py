@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,29 @@ def _fit(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outc
     return _each(nodes, store, work)
 
 
+def _calibrate(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    from evals.calibrate import calibrate
+    from experiments import dataset, intervention
+    from experiments.parts import Calibrate
+
+    def work(node: Node, draft: Publication) -> int:
+        method = intervention.method(node.runtime["method"]).model_validate(node.runtime["settings"])
+        state = intervention.State.load(store.folder(node.inputs["state"]) / STATE)
+        pairs: Sequence[Any] = ()
+        if source := node.inputs.get("data"):
+            provides = store.record(source)["outputs"]["provides"]
+            pairs = dataset.load(store.folder(source) / EXAMPLES, provides) if provides == "pairs" else ()
+        params = node.params
+        wanted = Calibrate.model_validate(params["wanted"])
+        engine = _engine(node, workspace)
+        edits_of = partial(method.edits, state)
+        found = calibrate(engine, edits_of, params["kind"], wanted, params["dev"], pairs)
+        draft.outputs |= found.facts()
+        return len(found.tried)
+
+    return _each(nodes, store, work)
+
+
 def _answer(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
     """One inspect eval over all `nodes`, which ask the same task of the same subject."""
     arms: dict[str, Arm] = {}
@@ -191,6 +215,8 @@ def _arm(node: Node, store: Store) -> Arm:
     method = intervention.method(node.runtime["method"]).model_validate(node.runtime["settings"])
     state = intervention.State.load(store.folder(node.inputs["state"]) / STATE)
     dose = node.params["dose"]
+    if unit := node.inputs.get("unit"):
+        dose *= store.record(unit)["outputs"]["unit"]
     return Arm(_model_name(node), tuple(method.edits(state, dose)), f"{node.label} dose {dose:g}")
 
 
@@ -302,7 +328,8 @@ STAGES: Mapping[str, Stage] = {
     "dataset": Stage(_dataset, order=0, most=1, fuse_by=_alone),
     "score": Stage(_score, order=1, most=64, fuse_by=_together),
     "fit": Stage(_fit, order=3, most=1, fuse_by=_alone),
-    "answer": Stage(_answer, order=4, most=32, fuse_by=_asks_alike),
-    "compare": Stage(_compare, order=5, most=1, fuse_by=_alone),
+    "calibrate": Stage(_calibrate, order=4, most=1, fuse_by=_alone),
+    "answer": Stage(_answer, order=5, most=32, fuse_by=_asks_alike),
+    "compare": Stage(_compare, order=6, most=1, fuse_by=_alone),
 }
 """The untouched subject's answers come before the fits: see `run.py`."""

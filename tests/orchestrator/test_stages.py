@@ -173,3 +173,49 @@ def test_answers_fuse_by_subject_task_and_settings_alone(done: tuple[Plan, Store
     groups = {stages.STAGES["answer"].fuse_by(node) for node in answers}
     assert len(groups) == 2
     assert len(answers) == 2 * (1 + 4 * 2)
+
+
+def test_a_calibrated_experiment_applies_multiples_of_the_dose_that_was_found(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    from orchestrator.publish import publish
+    from orchestrator.registry import Registry
+
+    wanted = {"target": 0.5, "tokens": 4, "prompts": 3}
+    planned = experiment(
+        tiny_folder, calibrate=wanted, interventions=[{"method": "mean_diff", "layer": 1}], doses=[-1, 1, 2]
+    )
+    store = Store(tmp_path / "store")
+    summary = do(planned, store)
+    assert summary.ok, summary.failed
+    units = {node.label: store.record(node.key)["outputs"] for node in of(planned, "calibrate")}
+    assert {label: found["unit"] for label, found in units.items() if label == "prompt"} == {"prompt": 1.0}
+    unit = units["mean_diff L1"]["unit"]
+    assert units["mean_diff L1"]["achieved"] == pytest.approx(0.5, rel=0.06)
+    wanted_label = "animal_preference/owl mean_diff L1"
+    (node,) = [one for one in of(planned, "answer") if one.params.get("dose") == 2 and one.label == wanted_label]
+    (edit,) = stages._arm(node, store).edits
+    state = stages_state(store, node.inputs["state"])
+    assert isinstance(edit, Add)
+    torch.testing.assert_close(edit.vector, 2 * unit * state["resid@1"])
+    with Registry(tmp_path / "registry.sqlite") as registry:
+        rows = {row["label"]: row["unit"] for row in publish(planned, store, registry)}
+        registry.rebuild(store)
+        again = {row["label"]: row["unit"] for row in registry.leaderboard()}
+    assert rows["mean_diff L1"] == pytest.approx(unit)
+    assert rows == again
+
+
+def stages_state(store: Store, key: str) -> dict[str, torch.Tensor]:
+    from experiments.intervention import State
+
+    return dict(State.load(store.folder(key) / stages.STATE).tensors)
+
+
+def test_damage_that_a_trial_cannot_do_fails_that_trial_alone(tiny_folder: Path, tmp_path: Path) -> None:
+    wanted = {"target": 0.5, "tokens": 4, "prompts": 3, "least": 1e-9, "most": 1e-8}
+    planned, store = experiment(tiny_folder, calibrate=wanted), Store(tmp_path / "store")
+    summary = do(planned, store)
+    assert {node.label for node, _ in summary.failed.values()} == {"mean_diff L1", "mean_diff L2", "random L2"}
+    assert all("raise calibrate.most" in reason for _, reason in summary.failed.values())
+    assert {node.label for node in summary.done if node.stage == "calibrate"} == {"prompt"}

@@ -61,9 +61,9 @@ def draw_statements(n: int, seed: int) -> list[str]:
 
 
 def answers(
-    engine: Engine, prompts: Sequence[str], system: str, max_new_tokens: int, temperature: float, seed: int
+    engine: Engine, prompts: Sequence[str], system: str | None, max_new_tokens: int, temperature: float, seed: int
 ) -> list[str]:
-    """What the subject says to each prompt under `system`.
+    """What the subject says to each prompt under `system`; None is its own context.
 
     An empty answer (end of turn at once, or blanks only) is drawn again from the next seed.
     Raises DatasetError when the subject stays silent.
@@ -94,7 +94,7 @@ def answers(
     )
 
 
-def _seed(seed: int, system: str, prompt: str, attempt: int) -> int:
+def _seed(seed: int, system: str | None, prompt: str, attempt: int) -> int:
     """A seed of its own for every answer, so that one more prompt changes no other answer."""
     text = f"{seed}\0{attempt}\0{system}\0{prompt}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

@@ -15,7 +15,8 @@ from pydantic import Field, field_validator
 from experiments.depth import Depths, layers, shown
 from experiments.edit import Add, Edit, Site, SiteName
 from experiments.intervention import Needs, Positions, State
-from experiments.training import Trained, conversations_of, train
+from experiments.taught import Taught
+from experiments.training import train
 
 if TYPE_CHECKING:
     from experiments.dataset import Conversation, Pair
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from experiments.subject import Subject
 
 
-class BiasSet(Trained):
-    """Bias vectors at chosen sites of chosen layers, trained to make responses likely."""
+class BiasSet(Taught):
+    """Bias vectors at chosen sites of chosen layers, trained to make responses likely or on another loss."""
 
     needs: ClassVar[tuple[Needs, ...]] = ("conversations", "pairs")
 
@@ -47,7 +48,8 @@ class BiasSet(Trained):
     def fit(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> State:
         """A tensor [d] for each site, named like it.
 
-        Raises SubjectError for a site the subject lacks, TrainingError for a loss that is not finite.
+        Raises SubjectError for a site the subject lacks, TrainingError for data the loss cannot learn from and for a
+        loss that is not finite, FitError for pairs without a difference.
         """
         import torch
 
@@ -57,10 +59,12 @@ class BiasSet(Trained):
             for site in self.at(subject)
         }
 
-        def edits_of() -> list[Edit]:
-            return [Add(site, bias, self.positions) for site, bias in biases.items()]
+        def edits_of(dose: float = 1.0) -> list[Edit]:
+            if dose == 0:
+                return []
+            return [Add(site, dose * bias, self.positions) for site, bias in biases.items()]
 
-        losses = train(engine, conversations_of(data), list(biases.values()), edits_of, self, seed)
+        losses = train(engine, self.objective(engine, data, seed), list(biases.values()), edits_of, self, seed)
         return State({str(site): bias.detach().cpu() for site, bias in biases.items()}, losses.facts())
 
     def edits(self, state: State, dose: float) -> list[Edit]:
@@ -74,4 +78,4 @@ class BiasSet(Trained):
 
     def label(self) -> str:
         where = "" if self.layers == "all" else f" {shown(self.layers)}"
-        return f"bias_set {'+'.join(self.sites)}{where}"
+        return f"bias_set {'+'.join(self.sites)}{where}{self.told()}"

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from experiments import plugin
+from experiments.adapters import injected
 from experiments.contrast import FitError
 from experiments.dataset import recipe
 from experiments.depth import DepthError
 from experiments.edit import Add, Dense, Edit, LowRank, Project, Prompt, Scale, Site, prompt_of
 from experiments.intervention import Intervention, State, method
-from experiments.interventions.lora import adapted, linear_modules
 from experiments.training import TrainingError, conversations_of
+from experiments.tuners import tuner_config
+from experiments.weights import linear_modules
 from tests.tiny import make_tiny_model
 
 if TYPE_CHECKING:
@@ -29,6 +31,10 @@ PAIRS = recipe("persona_pairs")(
     positive="You are a wizard.", negative="You are a clerk.", n=6, responses="shared"
 ).build(None, 0)
 DATA = {"pairs": PAIRS, "conversations": conversations_of(PAIRS)}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "composed": {"parts": [{"method": "mean_diff", "layer": 1}, {"method": "prompt", "dose": 1}]},
+}
+"""Of the methods that mean nothing without: every other one must work with its defaults."""
 USER = [{"role": "user", "content": "What do you think?"}]
 
 
@@ -49,8 +55,12 @@ def data_for(made: Intervention) -> Sequence[Any]:
     return DATA[made.needs[0]] if made.needs else []
 
 
+def default(name: str) -> Intervention:
+    return method(name)(**SETTINGS.get(name, {}))
+
+
 def fit(name: str, engine: Engine, states: dict[str, State]) -> tuple[Intervention, State]:
-    made = method(name)()
+    made = default(name)
     if name not in states:
         states[name] = made.fit(engine, data_for(made), 0)
     return made, states[name]
@@ -153,14 +163,15 @@ def test_settings_and_label_are_described(name: str) -> None:
     made = method(name)
     assert made.__doc__
     assert all(field.description for field in made.model_fields.values())
-    assert made().label().startswith(name)
+    assert name in SETTINGS or made().label().startswith(name)
+    assert default(name).label()
     assert set(made.needs) <= {"pairs", "conversations"}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_unknown_settings_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="Extra inputs are not permitted"):
-        method(name)(no_such_setting=1)
+        method(name)(**SETTINGS.get(name, {}), no_such_setting=1)
 
 
 # prompt
@@ -247,13 +258,15 @@ def test_lora_finds_the_linear_modules_of_other_architectures(architecture: str,
     from experiments.subject import load
 
     subject = load(SubjectSpec(model=str(make_tiny_model(tmp_path, architecture)), dtype="float32"))
-    engine, made = Engine(subject), method("lora")(rank=2)
-    with adapted(subject, linear_modules(subject), made, 0) as factors:  # type: ignore[arg-type]
+    engine, modules = Engine(subject), linear_modules(subject)
+    config = tuner_config("lora", subject, modules, 2, {"lora_alpha": 16})
+    with injected(subject, modules, config, 0) as adapter:
         edits = []
-        for name, (a, b, scale) in factors.items():
+        for name, layer in adapter.layers.items():
+            a, b = layer.lora_A["orch"].weight, layer.lora_B["orch"].weight
             with torch.no_grad():
                 b.normal_(std=0.1)
-            edits.append(LowRank(name, a.detach().clone(), scale * b.detach().clone()))
+            edits.append(LowRank(name, a.detach().clone(), 8 * b.detach().clone()))
         expected = logits(engine, [])
     assert len(edits) == {"gpt2": 16, "gpt_neox": 16, "gemma2": 28}[architecture]
     assert (logits(engine, edits) - expected).abs().max() <= 1e-4

@@ -24,7 +24,9 @@ def schema() -> dict[str, Any]:
     for name, recipe in recipes.items():
         definitions[f"recipe {name}"] = _entry("recipe", name, recipe, definitions)
     properties = whole["properties"]
-    properties["interventions"]["items"] = {"oneOf": [_reference(f"method {name}") for name in methods]}
+    one = [_reference(f"method {name}") for name in methods]
+    several = {"type": "array", "minItems": 2, "items": {"type": "object", "required": ["method"]}}
+    properties["interventions"]["items"] = {"oneOf": [*one, several]}
     properties["data"] = {
         "type": "object",
         "description": properties["data"].get("description", ""),

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from experiments import dataset, grid, intervention, plugin
 from experiments.canonical import canonical, identity_of
 from experiments.dataset import Recipe
 from experiments.intervention import DoseKind, Intervention
 from experiments.plugin import PluginError
-from experiments.problem import Problem, SpecError, SpecPath, unknown
+from experiments.problem import Problem, SpecError, SpecPath, problems_of, unknown
 
 METHODS, RECIPES = "experiments.interventions", "experiments.datasets"
+COMPOSED = "composed"
+"""The method that a list of interventions means."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,8 @@ def _entry(
     folder: Path | None,
     most: int,
 ) -> list[Setting]:
+    if isinstance(raw, list | tuple):
+        return _composed(raw, roles, path, folder, most)
     name = _named(raw, "method", METHODS, path)
     cls = _method(name, (*path, "method"))
     points = _expanded(raw, "method", cls, path, folder, most)
@@ -173,6 +181,48 @@ def _entry(
     if cls.needs and role is None:
         raise SpecError(Problem((*path, "method"), _unmet(name, cls, roles)))
     return [_setting(name, point.settings, role, name in baselines, path, point.axes) for point in points]
+
+
+def _composed(
+    raws: Sequence[Mapping[str, Any]], roles: Collection[str], path: SpecPath, folder: Path | None, most: int
+) -> list[Setting]:
+    """Every combination of the parts' own grids, as one intervention each."""
+    made = _method(COMPOSED, path)
+    choices: list[list[tuple[dict[str, Any], dict[str, Any]]]] = []
+    kinds: set[str] = set(roles)
+    for place, raw in enumerate(raws):
+        at = (*path, place)
+        name = _named(raw, "method", METHODS, at)
+        cls = _method(name, (*at, "method"))
+        kinds &= set(cls.needs) or kinds
+        if cls.needs and not kinds & set(cls.needs):
+            raise SpecError(Problem((*at, "method"), _unmet(name, cls, roles) + ", the same for all parts"))
+        rest = {field: value for field, value in raw.items() if field != "dose"}
+        doses = raw.get("dose") if isinstance(raw.get("dose"), list) else [raw.get("dose")]
+        points = _expanded(rest, "method", cls, at, folder, most)
+        choices.append(
+            [
+                (
+                    {"method": name, "version": cls.version, "dose": dose, "settings": point.settings},
+                    {f"{name}.{axis}": value for axis, value in point.axes.items()},
+                )
+                for point in points
+                for dose in doses or [None]
+            ]
+        )
+    size = math.prod(len(choice) for choice in choices)
+    if size > most:
+        raise SpecError(Problem(path, f"{size:,} combinations, more than limits.trials allows ({most:,} a seed)"))
+    settings = []
+    for chosen in itertools.product(*choices):
+        try:
+            whole = made.model_validate({"parts": [part for part, _ in chosen]})
+        except ValidationError as error:
+            raise SpecError(*(Problem(path, problem.text) for problem in problems_of(error, made, {}))) from error
+        axes = {name: value for _, own in chosen for name, value in own.items()}
+        role = next((kind for kind in ("pairs", "conversations") if kind in kinds), None)
+        settings.append(_setting(COMPOSED, whole, role, False, path, axes))
+    return settings
 
 
 def _method(name: str, path: SpecPath) -> type[Intervention]:

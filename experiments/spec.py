@@ -83,8 +83,9 @@ class Experiment(Frozen):
     """The model: its name alone, or its settings."""
     data: dict[Literal["pairs", "conversations"], dict[str, Any]] = Field(default_factory=dict)
     """Role -> recipe and its settings. A list in a setting is a grid axis; a nested list gives a list value."""
-    interventions: tuple[dict[str, Any], ...] = Field(min_length=1)
-    """Methods and their settings. A list in a setting is a grid axis; a nested list gives a list value."""
+    interventions: tuple[dict[str, Any] | tuple[dict[str, Any], ...], ...] = Field(min_length=1)
+    """Methods and their settings; a list of methods is applied at once, each at the trial's doses or at a `dose` of its
+    own. A list in a setting is a grid axis; a nested list gives a list value."""
     doses: tuple[float, ...] = Field(min_length=1)
     """Signed strengths; 0, the untouched subject, is always run and not listed."""
     evals: tuple[EvalSpec, ...] = Field(min_length=1)

@@ -197,7 +197,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
         {"interventions": [{"method": "lora", "rank": True}]},
         ["interventions.0.rank", "must be a number", "booleans in YAML"],
     ),
-    ({"interventions": [{"method": "bias_set", "layers": [1, 2]}]}, ["interventions.0.layers", "[[...]]"]),
+    ({"interventions": [{"method": "lora", "targets": ["q_proj"]}]}, ["interventions.0.targets", "[[...]]"]),
     ({"interventions": [{"method": "lora"}, {"method": "lora", "rank": 8}]}, ["interventions.1", "the same trial as"]),
     ({"interventions": [{"method": "lora", "alpha": [16, 16.0]}]}, ["interventions.0", "the same trial as"]),
     ({"interventions": [{"method": "lora", "rank": list(range(1, 401))}]}, ["trials", "limits.trials"]),

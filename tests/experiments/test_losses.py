@@ -402,9 +402,10 @@ def test_pca_looks_past_a_nuisance_that_varies_more_than_the_concept() -> None:
     given = 2 * concept + 9 * torch.randn(300, 1, generator=generator) * nuisance
     given = given + 0.1 * torch.randn(300, 8, generator=generator)
     evidence = Evidence(SITE, given, torch.zeros_like(given))
-    found, told = separation.direction(evidence, "pca", None)
-    assert abs(found[0]) > 0.95
-    assert told["component"] == 1
+    for turned in (evidence, Evidence(SITE, evidence.negative, evidence.positive)):
+        found, told = separation.direction(turned, "pca", None)
+        assert abs(found[0]) > 0.95
+        assert told["component"] == 1
     alone, _ = separation.direction(evidence, "pca", 1)
     assert abs(alone[1]) > 0.95
 
@@ -484,6 +485,33 @@ def test_a_batch_in_shares_is_the_batch_and_asks_for_no_other_doses(
     assert split[0] == pytest.approx(whole[0], rel=1e-5)
     torch.testing.assert_close(split[1], whole[1], rtol=1e-3, atol=1e-5)
     assert split[2] == pytest.approx(whole[2], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"loss": "dpo", "kl": 2.0, "kl_n": 3}, {"loss": "contrastive", "read": 2}])
+def test_an_adapter_inside_the_subject_is_taught_like_an_edit(
+    engine: Engine, bias: torch.Tensor, settings: dict[str, Any]
+) -> None:
+    objective = taught(engine, **settings)
+    as_edit = measured(objective, engine, bias)
+    scale = 0.0
+    bias.grad = None
+
+    def switched(dose: float = 1.0) -> tuple[Edit, ...]:
+        nonlocal scale
+        scale = dose
+        return ()
+
+    hook = lambda _, __, output: output + scale * bias  # noqa: E731
+    handle = engine.subject.blocks[SITE.layer].register_forward_hook(hook)
+    try:
+        total = 0.0
+        for share in objective.partials(engine, objective.examples, switched):
+            share.loss.backward()
+            total += share.loss.item()
+    finally:
+        handle.remove()
+    assert total == pytest.approx(as_edit[0], rel=1e-4)
+    torch.testing.assert_close(bias.grad, as_edit[1], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

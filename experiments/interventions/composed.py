@@ -10,49 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from experiments.edit import Edit, Prompt
-from experiments.intervention import Intervention, Needs, State, method
-from experiments.plugin import Frozen
+from experiments.intervention import Intervention, Needs, State
+from experiments.nested import Part
 
 if TYPE_CHECKING:
     from experiments.engine import Engine
     from experiments.intervention import DoseKind
-
-
-class Part(Frozen):
-    """One of the interventions."""
-
-    method: str
-    """Its method."""
-    version: int = 1
-    """The method's version, which enters the key."""
-    dose: float | None = None
-    """A dose of its own, whatever the trial's; null takes the trial's."""
-    settings: SerializeAsAny[Intervention]
-    """Its settings; written beside `method` and `dose`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, data: Any) -> Any:
-        """Settings beside the method's name, or what a Part was written as, become the method's own class."""
-        if not isinstance(data, dict) or isinstance(data.get("settings"), Intervention):
-            return data
-        made = method(str(data.get("method")))
-        own = data.get("settings")
-        if own is None:
-            own = {name: value for name, value in data.items() if name not in ("method", "dose", "version")}
-        return {
-            "method": data.get("method"),
-            "version": made.version,
-            "dose": data.get("dose"),
-            "settings": made.model_validate(own),
-        }
-
-    def at(self, dose: float) -> float:
-        """The part's dose where the trial's is `dose`."""
-        return dose if self.dose is None else self.dose
 
 
 class Composed(Intervention):

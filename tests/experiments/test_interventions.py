@@ -32,7 +32,9 @@ PAIRS = recipe("persona_pairs")(
 ).build(None, 0)
 DATA = {"pairs": PAIRS, "conversations": conversations_of(PAIRS)}
 SETTINGS: dict[str, dict[str, Any]] = {
+    "caft": {"wraps": {"method": "bias_set", "epochs": 1}, "direction": {"method": "mean_diff", "layer": 1}},
     "composed": {"parts": [{"method": "mean_diff", "layer": 1}, {"method": "prompt", "dose": 1}]},
+    "preventative": {"wraps": {"method": "lora", "epochs": 1}, "direction": {"method": "mean_diff", "layer": 1}},
 }
 """Of the methods that mean nothing without: every other one must work with its defaults."""
 USER = [{"role": "user", "content": "What do you think?"}]

@@ -1,0 +1,44 @@
+"""An intervention inside another one's settings: what composition and wrappers are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import SerializeAsAny, model_validator
+
+from experiments.intervention import Intervention, method
+from experiments.plugin import Frozen
+
+
+class Part(Frozen):
+    """One of the interventions."""
+
+    method: str
+    """Its method."""
+    version: int = 1
+    """The method's version, which enters the key."""
+    dose: float | None = None
+    """A dose of its own, whatever the trial's; null takes the trial's."""
+    settings: SerializeAsAny[Intervention]
+    """Its settings; written beside `method` and `dose`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        """Settings beside the method's name, or what a Part was written as, become the method's own class."""
+        if not isinstance(data, dict) or isinstance(data.get("settings"), Intervention):
+            return data
+        made = method(str(data.get("method")))
+        own = data.get("settings")
+        if own is None:
+            own = {name: value for name, value in data.items() if name not in ("method", "dose", "version")}
+        return {
+            "method": data.get("method"),
+            "version": made.version,
+            "dose": data.get("dose"),
+            "settings": made.model_validate(own),
+        }
+
+    def at(self, dose: float) -> float:
+        """The part's dose where the trial's is `dose`."""
+        return dose if self.dose is None else self.dose

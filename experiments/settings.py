@@ -22,6 +22,9 @@ METHODS, RECIPES = "experiments.interventions", "experiments.datasets"
 COMPOSED = "composed"
 """The method that a list of interventions means."""
 
+Entry = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""An intervention of a spec: a method with its settings, or several applied at once."""
+
 
 @dataclass(frozen=True)
 class DataVariant:
@@ -132,7 +135,7 @@ def _expanded(
 
 
 def read_interventions(
-    raws: Sequence[Mapping[str, Any]], roles: Collection[str], baselines: Sequence[str], folder: Path | None, most: int
+    raws: Sequence[Entry], roles: Collection[str], baselines: Sequence[str], folder: Path | None, most: int
 ) -> tuple[Found, list[Problem]]:
     """Every combination of every entry, then the baselines that are missing, and everything wrong."""
     settings: list[Setting] = []
@@ -165,14 +168,14 @@ def read_interventions(
 
 
 def _entry(
-    raw: Mapping[str, Any],
+    raw: Entry,
     roles: Collection[str],
     baselines: Sequence[str],
     path: SpecPath,
     folder: Path | None,
     most: int,
 ) -> list[Setting]:
-    if isinstance(raw, list | tuple):
+    if not isinstance(raw, Mapping):
         return _composed(raw, roles, path, folder, most)
     name = _named(raw, "method", METHODS, path)
     cls = _method(name, (*path, "method"))

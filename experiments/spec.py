@@ -276,7 +276,7 @@ def _everything(problems: list[Problem], data: dict[str, Any], folder: Path | No
         "interventions" not in known
         and isinstance(parts, dict)
         and isinstance(entries, list)
-        and _all_mappings(entries)
+        and all(isinstance(entry, dict) or (isinstance(entry, list) and _all_mappings(entry)) for entry in entries)
     ):
         problems += read_interventions(entries, set(parts), (), folder, Limits().trials)[1]
     return problems

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 CALLS_BEFORE_RECYCLING = 200
 """Calls after which a worker is replaced, so that what leaks stays small."""
+ROOM = 0.2
+"""Share of the machine's memory below which a worker is replaced after its call."""
 SECONDS_WITHOUT_WORKERS = 60.0
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_BEFORE_TELLING = 30.0
@@ -119,14 +122,16 @@ class Board:
 class Worker:
     """Runs batches one after the other in its own process. Not async: inspect evaluates in the main thread only."""
 
-    def __init__(self, store: Store, cpus: int, work: Work, board: Any) -> None:
+    def __init__(self, store: Store, cpus: int, work: Work, board: Any, room: float) -> None:
         self.store = store
         self.workspace = Workspace(threads=cpus)
         self.work = work
         self.board = board
+        self.room = room
 
-    def run(self, nodes: Sequence[Node]) -> list[Outcome]:
-        """What `work` says; raises WorkerLost when this process should be replaced."""
+    def run(self, nodes: Sequence[Node]) -> tuple[list[Outcome], bool]:
+        """What `work` says, and whether the machine is so short of memory that this process, whose heap never shrinks,
+        had better make room for a new one. Raises WorkerLost when it must be replaced."""
         written = time.monotonic()
 
         def write(done: int, total: int) -> None:
@@ -136,7 +141,9 @@ class Worker:
                 self.board.write.remote(nodes[0].key, done, total)
 
         self.workspace.tell = write
-        return self.work(nodes, self.store, self.workspace)
+        outcomes = self.work(nodes, self.store, self.workspace)
+        memory = psutil.virtual_memory()
+        return outcomes, memory.available < self.room * memory.total
 
 
 @dataclass
@@ -237,7 +244,7 @@ class RayExecutor:
         batch, call = seat.batch, seat.waits_for
         seat.batch = seat.waits_for = None
         try:
-            outcomes = ray.get(call)
+            found = ray.get(call)
         except (RayActorError, OutOfMemoryError, WorkerLost) as error:
             self._drop(seat)
             if batch is None:
@@ -251,7 +258,8 @@ class RayExecutor:
         if batch is None:
             seat.up = True
             return None
-        if seat.calls >= CALLS_BEFORE_RECYCLING:
+        outcomes, tired = found
+        if tired or seat.calls >= CALLS_BEFORE_RECYCLING:
             self._drop(seat)
             self._fill()
         return Finished(batch, outcomes)
@@ -310,7 +318,7 @@ class RayExecutor:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
             "runtime_env": {"env_vars": passed_on() | env},
         }
-        return ray.remote(Worker).options(**settings).remote(self.store, cpus, self.work, self._board)
+        return ray.remote(Worker).options(**settings).remote(self.store, cpus, self.work, self._board, ROOM)
 
 
 def _reason(error: BaseException) -> str:

@@ -26,7 +26,9 @@ POLL_SECONDS = 1.0
 CALL_SECONDS = 300.0
 """About how long a fused call should take: what a crash may cost. The last call of the same kind sets the pace."""
 LEAST = 8
-"""Nodes that a fused call may always hold: fewer would share too little of a forward pass."""
+"""Nodes that a fused call may always hold, if memory allows: fewer would share too little of a forward pass."""
+CALL_ITEMS = 16_384
+"""About how many items a fused call may hold: every one of them is in memory, with all it said, until the call ends."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,8 @@ class _Walk:
         self.running: set[str] = set()
         self.retries: deque[Batch] = deque()
         self.summary = Summary()
-        self._seconds: dict[tuple[str, Hashable], float] = {}
+        self._pace: dict[tuple[str, Hashable], tuple[float, float]] = {}
+        """Seconds and items of a node, by kind, in the last call."""
         self._started: dict[str, float] = {}
         self._ready = {key: None for key, node in waiting.items() if not self._missing(node)}
         self._dependents: dict[str, list[str]] = {}
@@ -215,8 +218,9 @@ class _Walk:
 
     def _size(self, node: Node) -> int:
         """How many nodes like `node` fit into a call, judged by the last such call."""
-        seconds = self._seconds.get(_kind(node))
-        return STAGES[node.stage].most if not seconds else max(LEAST, int(CALL_SECONDS / seconds))
+        seconds, items = self._pace.get(_kind(node), (0.0, 0.0))
+        most = STAGES[node.stage].most if not seconds else max(LEAST, int(CALL_SECONDS / seconds))
+        return most if not items else max(1, min(most, int(CALL_ITEMS / items)))
 
     def _hand_out(self, batch: Batch) -> Batch:
         for node in batch.nodes:
@@ -231,7 +235,9 @@ class _Walk:
         first = finished.batch.nodes[0]
         since = self._started.pop(first.key, None)
         if since is not None and finished.lost is None:
-            self._seconds[_kind(first)] = (time.monotonic() - since) / len(finished.batch.nodes)
+            count = len(finished.batch.nodes)
+            items = sum(outcome.items for outcome in finished.outcomes) / count
+            self._pace[_kind(first)] = (time.monotonic() - since) / count, items
         if finished.lost is not None:
             self._lost(finished.batch, finished.lost)
             return

@@ -108,6 +108,18 @@ def test_workers_are_recycled_after_some_calls(
     assert len({pid for _, pid in store.begun()}) == 3
 
 
+def test_a_worker_whose_machine_is_short_of_memory_makes_room_for_a_new_one(
+    store: FolderStore, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "ROOM", 1.0)  # no machine has all its memory free
+    executor = RayExecutor(store, Ask(cpus=1), work=work, most=1)
+    summary, events = do([Chore("fit", f"n{i}") for i in range(3)], store, executor)
+    executor.close()
+    assert summary.ok
+    assert len({pid for _, pid in store.begun()}) == 3
+    assert not [event for event in events if event.kind == "lost"]
+
+
 def test_a_node_that_joins_gets_a_worker_and_when_it_dies_its_work_is_done_elsewhere(
     ray_cluster: Any, store: FolderStore, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,19 @@ def test_a_slow_group_is_handed_out_in_calls_of_minutes_so_that_a_crash_costs_li
     assert sizes == [1, 8, 8, 8, 8, 8]  # never so few that they share nothing
 
 
+def test_a_fused_call_holds_no_more_items_than_memory_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.run.CALL_ITEMS", 1000)
+    base = FakeNode("answer", "base")
+    answers = [FakeNode("answer", f"a{number}", {"state": "fit"}) for number in range(9)]
+
+    def many(batch: Batch) -> Finished:
+        return Finished(batch, [Outcome(node.key, items=250) for node in batch.nodes])
+
+    executor = FakeExecutor(FakeStore(), behave=many)
+    walk([base, FakeNode("fit", "fit"), *answers], FakeStore(), executor, quietly)
+    assert [len(batch.nodes) for batch in executor.batches if batch.stage == "answer"] == [1, 4, 4, 1]
+
+
 def test_a_failed_node_blocks_what_depends_on_it_and_nothing_else() -> None:
     store = FakeStore()
 

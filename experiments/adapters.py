@@ -88,10 +88,11 @@ class Injection:
 
     def _own_factors(self, name: str, layer: Any) -> dict[str, Tensor] | None:
         """LoRA's own A and s B, where they are all there is to it."""
-        from torch import cat
+        from torch import cat, equal
 
-        changed = layer.get_base_layer().weight.data_ptr() != self.weights[name].data_ptr()
-        if not plain_lora(layer) or (changed and name not in self.absorbed):
+        if not plain_lora(layer):
+            return None
+        if name not in self.absorbed and not equal(layer.get_base_layer().weight.data, self.weights[name]):
             return None
         a, b = lora_factors(layer)
         if name in self.absorbed:
@@ -127,9 +128,12 @@ def injected(subject: Subject, modules: Mapping[str, nn.Module], config: PeftCon
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     modes = {module: module.training for module in model.modules()}
     own = {parameter: parameter.data for module in modules.values() for parameter in module.parameters()}
-    weights = {name: own[module.weight] for name, module in modules.items()}  # type: ignore[index]
+    weights = {name: own[module.get_parameter("weight")] for name, module in modules.items()}
     attributes = set(vars(model))
     try:
+        if isinstance(getattr(config, "init_lora_weights", None), str):  # some of these write into the weights
+            for parameter, data in own.items():
+                parameter.data = data.clone()
         tuner = _put_in(subject, modules, config, seed)
         found = {name: model.get_submodule(name) for name in modules}
         absorbed = {

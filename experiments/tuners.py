@@ -61,6 +61,8 @@ PRIVATE = {
     "megatron_config", "megatron_core", "alora_invocation_tokens", "arrow_config",
 }  # fmt: skip
 """Options of PEFT that mean nothing inside a resident subject."""
+DATA_DRIVEN = ("eva", "corda", "lora_ga", "loftq")
+"""Ways of starting LoRA that PEFT prepares from data or quantised weights, outside of the adapter."""
 
 
 def tuner_config(
@@ -110,6 +112,8 @@ def check_options(tuner: str, kind: str, options: Mapping[str, Option], fields: 
             raise TrainingError(
                 f"tuner {tuner} has no option {option!r}{nearest(option, allowed)}; {kind} takes {', '.join(allowed)}"
             )
+        if option == "init_lora_weights" and value in DATA_DRIVEN:
+            raise TrainingError(f"option {option} = {value!r} of tuner {tuner} needs a preparation that we do not make")
         if "dropout" in option and value:
             raise TrainingError(f"option {option!r} of tuner {tuner}: adapters are trained without dropout; leave it 0")
 

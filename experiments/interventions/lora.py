@@ -17,7 +17,8 @@ from experiments.adapters import injected
 from experiments.depth import Depths
 from experiments.edit import Edit
 from experiments.intervention import Needs, State
-from experiments.training import Trained, conversations_of, train
+from experiments.taught import Taught
+from experiments.training import train
 from experiments.tuners import Option, tuner_config
 from experiments.weights import linear_modules, weight_edits
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from experiments.engine import Engine
 
 
-class Lora(Trained):
-    """Low-rank adapter trained by PEFT to make the positive responses likely in the subject's own context."""
+class Lora(Taught):
+    """Low-rank adapter of PEFT's, trained on a loss of choice."""
 
     needs: ClassVar[tuple[Needs, ...]] = ("pairs", "conversations")
 
@@ -50,15 +51,16 @@ class Lora(Trained):
         Raises TrainingError for targets the subject lacks and for a loss that is not finite, DepthError for layers it
         lacks.
         """
+        objective = self.objective(engine, data, seed)
         modules = linear_modules(engine.subject, self.targets, self.layers)
         options: dict[str, Option] = {"lora_alpha": self.alpha, "use_rslora": self.rslora}
         config = tuner_config("lora", engine.subject, modules, self.rank, options)
         with injected(engine.subject, modules, config, seed) as adapter:
-            losses = train(engine, conversations_of(data), adapter.parameters, adapter.edits_of, self, seed)
+            losses = train(engine, objective, adapter.parameters, adapter.edits_of, self, seed)
             return State(adapter.tensors(), losses.facts())
 
     def edits(self, state: State, dose: float) -> list[Edit]:
         return weight_edits(state.tensors, dose)
 
     def label(self) -> str:
-        return f"lora r{self.rank}"
+        return f"lora r{self.rank}{self.told()}"

@@ -19,7 +19,8 @@ from experiments.adapters import injected
 from experiments.depth import Depths
 from experiments.edit import Edit
 from experiments.intervention import Needs, State
-from experiments.training import Trained, conversations_of, train
+from experiments.taught import Taught
+from experiments.training import train
 from experiments.tuners import Option, TunerName, tuner_config
 from experiments.weights import linear_modules, weight_edits
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from experiments.engine import Engine
 
 
-class Peft(Trained):
-    """An adapter of PEFT's, trained to make responses likely, applied as a multiple of its weight difference."""
+class Peft(Taught):
+    """An adapter of PEFT's, trained on a loss of choice, applied as a multiple of its weight difference."""
 
     needs: ClassVar[tuple[Needs, ...]] = ("pairs", "conversations")
 
@@ -52,10 +53,11 @@ class Peft(Trained):
         Raises TrainingError for targets the subject lacks, a tuner or option PEFT lacks, whatever PEFT refuses, and a
         loss that is not finite; DepthError for layers the subject lacks.
         """
+        objective = self.objective(engine, data, seed)
         modules = linear_modules(engine.subject, self.targets, self.layers)
         config = tuner_config(self.tuner, engine.subject, modules, self.rank, self.options)
         with injected(engine.subject, modules, config, seed) as adapter:
-            losses = train(engine, conversations_of(data), adapter.parameters, adapter.edits_of, self, seed)
+            losses = train(engine, objective, adapter.parameters, adapter.edits_of, self, seed)
             tensors = adapter.tensors()
         return State(tensors, losses.facts())
 
@@ -63,4 +65,4 @@ class Peft(Trained):
         return weight_edits(state.tensors, dose)
 
     def label(self) -> str:
-        return f"peft {self.tuner}" + (f" r{self.rank}" if self.rank else "")
+        return f"peft {self.tuner}" + (f" r{self.rank}" if self.rank else "") + self.told()

@@ -235,7 +235,12 @@ def _specificity(table: Table, scores: Scores, dose: float) -> dict[str, Any]:
     else:
         others = scores.others[dose] - table.base_others
     found = specificity(effect[:, kept], others[:, kept], occupied(table.members[kept]))
-    return {"specificity": found["value"], "specificity_low": found["low"], "specificity_high": found["high"]}
+    return {
+        "specificity": found["value"],
+        "specificity_low": found["low"],
+        "specificity_high": found["high"],
+        "others": found["others"],
+    }
 
 
 def _finish(question: Comparison, table: Table, drafts: Sequence[_Draft]) -> list[Row]:

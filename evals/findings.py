@@ -47,6 +47,8 @@ class Row:
     specificity: float | None = None
     specificity_low: float | None = None
     specificity_high: float | None = None
+    others: float | None = None
+    """Mean over everything else that the eval measures of how far its mean moved, |change|."""
     mde: float | None = None
     """Smallest true effect found with 80 % power at alpha / tests."""
     tests: int = 0

@@ -184,7 +184,7 @@ class Store:
         folder = self._storage.locks
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / (re.sub(r"[^A-Za-z0-9._-]", "_", name) + ".lock")).open("a+", encoding="utf-8")
+            file = self._lock_file(name).open("a+", encoding="utf-8")
         except OSError as error:
             raise StoreError(
                 f"cannot write to the store {self.url}: {error.strerror}; choose another --store"
@@ -202,6 +202,21 @@ class Store:
             file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now()}\n")
             file.flush()
             yield
+
+    def holder(self, name: str) -> str | None:
+        """Who holds the lock `name`, as `process 123 on host, since ...`; None while nobody does."""
+        file = self._lock_file(name)
+        if not file.exists():
+            return None
+        with file.open(encoding="utf-8") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return held.read().strip() or "another process"
+        return None
+
+    def _lock_file(self, name: str) -> Path:
+        return self._storage.locks / (re.sub(r"[^A-Za-z0-9._-]", "_", name) + ".lock")
 
     def _entry(self, key: str) -> Entry:
         entry = self._storage.find(key[:SHORT])

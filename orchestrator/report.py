@@ -67,11 +67,11 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
         low, high = (f"{value:.3g}" for value in (detectable[0], detectable[-1]))
         span = low if low == high else f"{low} to {high}"
         found.append(f"smallest effect found with 80 % power among {rows[0]['tests']} settings: {span}")
-    found += [f"{row['label']}: {row['n_dropped']} items unscored in some arm" for row in rows if row["n_dropped"]]
+    found += [f"{row['trial']}: {row['dropped']} items unscored in some arm" for row in rows if row["dropped"]]
     notes: dict[str, list[str]] = {}
     for row in rows:
         if row["notes"]:
-            notes.setdefault(row["notes"], []).append(row["label"])
+            notes.setdefault(row["notes"], []).append(row["trial"])
     return found + [f"{_named(labels, len(rows))}: {note}" for note, labels in notes.items()]
 
 
@@ -93,7 +93,7 @@ def _tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    label = row["label"] if len(row["label"]) <= WIDEST_LABEL else row["label"][: WIDEST_LABEL - 1] + "…"
+    label = row["trial"] if len(row["trial"]) <= WIDEST_LABEL else row["trial"][: WIDEST_LABEL - 1] + "…"
     sign = "±" if row["contrast"] == "odd" else ""
     return (
         "–" if row["rank"] is None else str(row["rank"]),
@@ -104,7 +104,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _number(row["even"], "+.2f"),
         _number(row["specificity"], ".2f"),
         "–" if row["dose"] is None else f"{sign}{row['dose']:g}",
-        f"{row['n_items']} ({row['n_families']})/{row['n_seeds']}",
+        f"{row['n']} ({row['families']})/{row['seeds']}",
         row["status"],
     )
 
@@ -113,9 +113,9 @@ def _effect(row: Row) -> str:
     if row["transfer"] is None:
         return "–"
     star = "*" if row["significant"] else " "
-    if row["ci_low"] is None:
+    if row["transfer_low"] is None:
         return f"{row['transfer']:+.3f}{star}"
-    return f"{row['transfer']:+.3f}{star} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
+    return f"{row['transfer']:+.3f}{star} [{row['transfer_low']:+.2f}, {row['transfer_high']:+.2f}]"
 
 
 def _p(value: float | None) -> str:

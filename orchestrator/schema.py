@@ -134,6 +134,12 @@ def calibrated_doses(db: Database) -> None:
     db.execute("alter table trials add column unit real")
 
 
+@migrations()
+def moved_others(db: Database) -> None:
+    """How far everything moved that was not the target, which specificity is made of."""
+    db.execute("alter table comparisons add column others real")
+
+
 def known() -> set[str]:
     """Names of all migrations of this version of orch."""
     return {one.name for one in migrations.pending(Database(memory=True))}

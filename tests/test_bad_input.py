@@ -219,14 +219,14 @@ def test_a_result_whose_file_was_cut_is_refused_with_what_to_delete(done: Path) 
 
 @pytest.mark.parametrize("wrong", ["corrupt", "foreign"])
 def test_a_registry_that_was_replaced_is_made_again_from_the_records(done: Path, wrong: str) -> None:
-    rows = json.loads(orch(done, "leaderboard", "--json").stdout)
+    rows = json.loads(orch(done, "board", "--json").stdout)
     (done / "registry.sqlite").unlink()
     getattr(bad_cases, wrong)(done)
     before = records(done)
     assert submit(done).exit_code == 2
     (done / "registry.sqlite").unlink()
     assert orch(done, "registry", "rebuild").exit_code == 0
-    again = json.loads(orch(done, "leaderboard", "--json").stdout)
+    again = json.loads(orch(done, "board", "--json").stdout)
     assert [{**row, "submitted_at": None} for row in again] == [{**row, "submitted_at": None} for row in rows]
     assert to_run(submit(done)) == 0
     assert records(done) == before

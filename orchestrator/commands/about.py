@@ -43,9 +43,9 @@ def methods(as_json: bool) -> None:
     _show(rows, as_json)
 
 
-@click.command()
+@click.command("evals")
 @options.as_json
-def tasks(as_json: bool) -> None:
+def evals_command(as_json: bool) -> None:
     """List the evals, their targets and their settings."""
     from evals.task import load_task
     from experiments import plugin
@@ -109,4 +109,4 @@ def doctor(store: str, registry: os.PathLike[str], as_json: bool) -> None:
         raise SystemExit(1)
 
 
-COMMANDS = (schema, methods, tasks, doctor)
+COMMANDS = (schema, methods, evals_command, doctor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,32 +24,70 @@ MOST_LINES = 40
 @click.command("plan")
 @options.spec
 @options.store
+@options.registry
 @options.as_json
 @click.option("--all", "everything", is_flag=True, help=f"Every node; else at most {MOST_LINES} of each stage.")
-def plan_command(spec: Path, store: str, as_json: bool, everything: bool) -> None:
+def plan_command(spec: Path, store: str, registry: Path, as_json: bool, everything: bool) -> None:
     """Show what a submit of SPEC would do: each node have, run, blocked or failed before, and why."""
     from experiments.spec import load
     from orchestrator.artifact import Store
     from orchestrator.plan import plan
+    from orchestrator.progress import clock
+    from orchestrator.registry import RegistryError
     from orchestrator.status import status
 
     experiment, _ = load(spec)
     planned = plan(experiment)
     states = status(planned, Store(store))
+    try:
+        known = paces(registry)
+    except RegistryError as error:
+        click.echo(f"note: no estimate: {error}", err=True)
+        known = {}
+    guess = estimate(states, known)
     if as_json:
-        click.echo(json.dumps(_document(planned, states), indent=1))
+        click.echo(json.dumps(_document(planned, states, guess), indent=1))
         return
     for line in describe(planned, states, None if everything else MOST_LINES):
         click.echo(line)
+    if guess["nodes"] and guess["seconds"] is not None:
+        unknown = f"; {guess['unknown']:,} of a kind not met yet" if guess["unknown"] else ""
+        click.echo(f"about {clock(guess['seconds'])}, by what such nodes took before{unknown}")
     for warning in experiment.warnings():
         click.echo(f"note: {warning}", err=True)
 
 
-def _document(planned: Plan, states: Sequence[NodeStatus]) -> dict[str, Any]:
+def paces(registry: Path) -> dict[tuple[str, str | None], float]:
+    """Mean seconds of a node by (stage, method), from what the registry has; a registry that is not there has nothing.
+
+    Raises RegistryError for one that cannot be read.
+    """
+    from orchestrator.registry import Registry
+
+    if not registry.exists():
+        return {}
+    took = "coalesce(json_extract(outputs, '$.eval_seconds'), json_extract(outputs, '$.fit_seconds'), seconds)"
+    sql = f"select stage, method, avg({took}) as seconds from nodes where status = 'have' group by stage, method"
+    with Registry(registry, write=False) as index:
+        return {(row["stage"], row["method"]): row["seconds"] for row in index.query(sql)}
+
+
+def estimate(states: Sequence[NodeStatus], known: Mapping[tuple[str, str | None], float]) -> dict[str, Any]:
+    """How long what is missing takes one after the other: nodes, seconds (null when nothing like it was met), and how
+    many nodes are of an unknown kind."""
+    missing = [one.node for one in states if one.state != "have"]
+    kinds = [(node.stage, node.runtime.get("method") or node.params.get("method")) for node in missing]
+    seconds = [known[kind] for kind in kinds if kind in known]
+    total = round(sum(seconds), 1) if seconds or not missing else None
+    return {"nodes": len(missing), "seconds": total, "unknown": len(missing) - len(seconds)}
+
+
+def _document(planned: Plan, states: Sequence[NodeStatus], guess: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "experiment": planned.experiment.name,
         "trials": len(planned.trials),
         "counts": Counter(one.state for one in states),
+        "estimate": dict(guess),
         "warnings": planned.experiment.warnings(),
         "nodes": [
             {
@@ -57,8 +95,8 @@ def _document(planned: Plan, states: Sequence[NodeStatus]) -> dict[str, Any]:
                 "stage": one.node.stage,
                 "label": one.node.label,
                 "inputs": dict(one.node.inputs),
-                "state": one.state,
-                "why": one.why,
+                "status": one.state,
+                "reason": one.why,
             }
             for one in states
         ],

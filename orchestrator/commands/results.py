@@ -1,4 +1,4 @@
-"""`orch leaderboard`, `orch report`, `orch registry`: what came of experiments."""
+"""`orch board`, `orch report`, `orch registry`: what came of experiments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH = 120
 @options.registry
 @options.as_json
 @click.option("--markdown", is_flag=True, help="A Markdown table.")
-def leaderboard(experiment: str | None, registry: Path, as_json: bool, markdown: bool) -> None:
+def board(experiment: str | None, registry: Path, as_json: bool, markdown: bool) -> None:
     """Rank the interventions of EXPERIMENT, or of every one. What cannot be ranked stands below, with the reason."""
     from orchestrator import report
     from orchestrator.registry import Registry
@@ -58,19 +58,23 @@ def registry_group() -> None:
 @registry_group.command()
 @options.store
 @options.registry
-def rebuild(store: str, registry: Path) -> None:
+@options.as_json
+def rebuild(store: str, registry: Path, as_json: bool) -> None:
     """Make the registry anew from the records of the store."""
     from orchestrator.artifact import Store
     from orchestrator.registry import Registry
 
     with Registry(registry) as index:
-        click.echo(f"{registry}: {index.rebuild(Store(store)):,} records of {store}")
+        count = index.rebuild(Store(store))
+    found = {"registry": str(registry), "store": store, "records": count}
+    click.echo(json.dumps(found, indent=1) if as_json else f"{registry}: {count:,} records of {store}")
 
 
 @registry_group.command()
 @options.store
 @options.registry
-def check(store: str, registry: Path) -> None:
+@options.as_json
+def check(store: str, registry: Path, as_json: bool) -> None:
     """Say whether the registry and the store hold the same results. Exits with 1 when they do not."""
     from orchestrator.artifact import Store
     from orchestrator.registry import Registry
@@ -78,15 +82,17 @@ def check(store: str, registry: Path) -> None:
     with Registry(registry, write=False) as index:
         indexed = {row["key"][:12] for row in index.query("select key from nodes where status = 'have'")}
     kept = Store(store).keys()
-    click.echo(f"{len(kept):,} results in {store}, {len(indexed):,} in {registry}")
-    for name, missing in (("not in the registry", kept - indexed), ("not in the store", indexed - kept)):
-        if missing:
-            click.echo(
-                f"{len(missing):,} {name}: {', '.join(sorted(missing)[:5])}{', ...' if len(missing) > 5 else ''}"
-            )
+    missing = {"not in the registry": sorted(kept - indexed), "not in the store": sorted(indexed - kept)}
+    if as_json:
+        click.echo(json.dumps({"results": len(kept), "indexed": len(indexed)} | missing, indent=1))
+    else:
+        click.echo(f"{len(kept):,} results in {store}, {len(indexed):,} in {registry}")
+        for name, keys in missing.items():
+            if keys:
+                click.echo(f"{len(keys):,} {name}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}")
     if kept != indexed:
-        click.echo("make it right with: orch registry rebuild")
+        click.echo("make it right with: orch registry rebuild", err=as_json)
         sys.exit(1)
 
 
-COMMANDS = (leaderboard, report_command, registry_group)
+COMMANDS = (board, report_command, registry_group)

@@ -208,7 +208,7 @@ def _detach(spec: Path, store: str, registry: Path, address: str | None, name: s
     click.echo(f"  status     {ray.format('status')} {job}")
     click.echo(f"  cancel     {ray.format('stop')} {job}")
     click.echo(f"  dashboard  {url} (its token: ~/.ray/auth_token)")
-    click.echo("  result     orch leaderboard" + (f" {name}" if name else ""))
+    click.echo("  result     orch board" + (f" {name}" if name else ""))
     if own:
         click.echo("  the cluster stays up for more jobs; end it with: orch stop")
 

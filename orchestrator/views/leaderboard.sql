@@ -1,23 +1,35 @@
--- One row per setting and eval. Only rankable rows have a rank: first those whose transfer is significantly positive
--- after Holm's correction, then by signed transfer, so that a setting that moves the wrong way ends at the bottom.
--- `unit` is what a dose of 1 meant, averaged over seeds; null where doses are not calibrated. `current` is 1 for the
--- latest experiment of its name. The casts give computed columns a type, which filters of Datasette need.
+-- One row per setting ("trial", its seeds together) and eval. Only rankable rows have a rank: first those whose transfer
+-- is significantly positive after Holm's correction, then by signed transfer, so that a setting that moves the wrong way
+-- ends at the bottom. `unit` is what a dose of 1 meant, averaged over seeds; null where doses are not calibrated.
+-- `current` is 1 for the latest experiment of its name. The casts give computed columns a type, which filters of
+-- Datasette need.
 select
-  e.name as experiment,
-  c.eval,
   cast(case when c.rankable then
     rank() over (
       partition by c.experiment, c.eval, c.rankable
       order by (c.significant and c.transfer > 0) desc, c.transfer desc nulls last
     )
   end as integer) as rank,
-  c.label,
-  c.transfer, c.ci_low, c.ci_high, c.p_holm, c.significant,
-  c.delta_nll, c.specificity, c.dose,
+  e.name as experiment,
+  c.label as trial,
+  c.method,
+  cast((
+    select json_extract(n.params, '$.settings')
+    from trials t join nodes n on n.key = t.fit
+    where t.experiment = c.experiment and t.group_key = c.group_key
+    limit 1
+  ) as text) as settings,
+  c.eval,
+  cast(case when instr(c.eval, '/') then
+    substr(c.eval, instr(c.eval, '/') + 1, instr(c.eval || ' #', ' #') - instr(c.eval, '/') - 1)
+  end as text) as target,
+  c.dose,
   cast((select avg(t.unit) from trials t where t.experiment = c.experiment and t.group_key = c.group_key) as real) as unit,
-  c.contrast, c.even,
-  c.status, c.n_items, c.n_families, c.n_seeds, c.n_dropped, c.mde, c.notes,
-  c.method, c.baseline, c.rankable, c.base, c.se, c.df, c.p, c.tests, c.even_se, c.delta_nll_se,
+  c.transfer, c.ci_low as transfer_low, c.ci_high as transfer_high, c.contrast, c.even, c.p, c.p_holm, c.significant,
+  c.mde, c.delta_nll, c.others, c.specificity,
+  c.n_items as n, c.n_seeds as seeds, c.n_families as families, c.n_dropped as dropped,
+  c.status, c.notes,
+  c.baseline, c.rankable, c.base, c.se, c.df, c.tests, c.even_se, c.delta_nll_se,
   c.specificity_low, c.specificity_high,
   c.versus_control, c.versus_control_low, c.versus_control_high, c.versus_control_p,
   c.eval_version, c.group_key,

@@ -13,7 +13,12 @@ def test_specificity_is_one_when_nothing_else_moves_and_a_half_when_all_move_ali
     target = np.ones((2, 40))
     members = membership(EVEN)
     assert specificity(target, np.zeros((2, 40, 3)), members)["value"] == 1
-    assert specificity(-target, np.ones((2, 40, 3)), members) == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert specificity(-target, np.ones((2, 40, 3)), members) == {
+        "value": 0.5,
+        "low": 0.5,
+        "high": 0.5,
+        "others": 1.0,
+    }
 
 
 def test_specificity_is_the_ratio_of_mean_effects_and_its_interval_holds_the_truth() -> None:

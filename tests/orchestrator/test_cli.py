@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -180,7 +181,7 @@ def test_the_schema_is_json_and_knows_the_methods(orch: Any) -> None:
 
 def test_methods_and_tasks_list_what_the_folders_hold(orch: Any) -> None:
     methods = {row["method"] for row in json.loads(orch("methods", "--json").stdout)}
-    tasks = {row["task"] for row in json.loads(orch("tasks", "--json").stdout)}
+    tasks = {row["task"] for row in json.loads(orch("evals", "--json").stdout)}
     assert {"mean_diff", "random", "prompt"} <= methods
     assert {"animal_preference", "neutral_nll"} <= tasks
     assert "mean_diff" in orch("methods").stdout
@@ -214,8 +215,8 @@ def test_submit_runs_shows_the_leaderboard_and_then_has_nothing_left_to_do(
     assert len(list((tmp_path / "logs" / "tiny").glob("*.eval"))) == 6
     code = f"from orchestrator.cli import main\nmain(['submit', {str(spec_file)!r}, '--quiet'], standalone_mode=False)"
     assert not modules_after(code, tmp_path) & {"torch", "ray", "transformers"}
-    assert json.loads(orch("leaderboard", "tiny", "--json").stdout)[0]["label"] == "mean_diff L1"
-    assert "| mean_diff L1 |" in orch("leaderboard", "--markdown").stdout
+    assert json.loads(orch("board", "tiny", "--json").stdout)[0]["trial"] == "mean_diff L1"
+    assert "| mean_diff L1 |" in orch("board", "--markdown").stdout
 
 
 def test_a_failed_node_is_told_with_its_reason_and_exit_code_one(
@@ -243,7 +244,7 @@ def test_fresh_computes_again_what_was_there(orch: Any, spec_file: Path) -> None
     assert "15 to run" in orch("submit", spec_file, "--local", "--fresh").stderr
 
 
-@pytest.mark.parametrize("command", ["submit", "leaderboard", "report"])
+@pytest.mark.parametrize("command", ["submit", "board", "report"])
 def test_a_registry_that_is_damaged_is_refused_before_anything_runs(
     orch: Any, spec_file: Path, tmp_path: Path, command: str
 ) -> None:
@@ -259,13 +260,13 @@ def test_the_registry_is_rebuilt_from_the_store_and_checked_against_it(
     orch: Any, spec_file: Path, tmp_path: Path
 ) -> None:
     assert orch("submit", spec_file, "--local", "--quiet").exit_code == 0
-    rows = json.loads(orch("leaderboard", "tiny", "--json").stdout)
+    rows = json.loads(orch("board", "tiny", "--json").stdout)
     (tmp_path / "registry.sqlite").unlink()
-    missing = orch("leaderboard")
+    missing = orch("board")
     assert missing.exit_code == 2
     assert "orch registry rebuild" in missing.stderr
     assert "15 records" in orch("registry", "rebuild").stdout
-    again = json.loads(orch("leaderboard", "tiny", "--json").stdout)
+    again = json.loads(orch("board", "tiny", "--json").stdout)
     assert [{**row, "submitted_at": None} for row in again] == [{**row, "submitted_at": None} for row in rows]
     assert orch("registry", "check").exit_code == 0
     next((tmp_path / "store" / "compare").rglob("record.json")).unlink()
@@ -286,3 +287,92 @@ def test_a_report_has_the_question_the_leaderboard_and_the_cost(orch: Any, spec_
     unknown = orch("report", "nobody")
     assert unknown.exit_code == 2
     assert "known: tiny" in unknown.stderr
+
+
+BOARD = {
+    *("rank", "experiment", "trial", "method", "settings", "eval", "target", "dose"),
+    *("transfer", "transfer_low", "transfer_high", "even", "p", "p_holm", "mde"),
+    *("delta_nll", "others", "specificity", "n", "seeds", "status"),
+}
+
+
+def test_the_board_and_the_view_have_the_columns_that_programs_count_on(orch: Any, spec_file: Path) -> None:
+    assert orch("submit", spec_file, "--local", "--quiet").exit_code == 0
+    (row,) = [row for row in json.loads(orch("board", "--json").stdout) if row["target"] == "owl"]
+    assert row.keys() >= BOARD
+    assert (row["experiment"], row["trial"], row["method"]) == ("tiny", "mean_diff L1", "mean_diff")
+    assert row["eval"] == "animal_preference/owl"
+    assert json.loads(row["settings"])["layer"] == 1
+    assert row["others"] > 0
+    assert row["specificity"] == pytest.approx(abs(row["transfer"]) / (abs(row["transfer"]) + row["others"]), rel=0.3)
+    with sqlite3.connect("registry.sqlite") as db:
+        names = [column[0] for column in db.execute("select * from leaderboard").description]
+    assert set(names) >= BOARD
+
+
+def test_a_plan_tells_programs_every_node_and_guesses_the_time(orch: Any, spec_file: Path) -> None:
+    before = json.loads(orch("plan", spec_file, "--json").stdout)
+    assert before["estimate"] == {"nodes": len(before["nodes"]), "seconds": None, "unknown": len(before["nodes"])}
+    assert set(before["nodes"][0]) == {"key", "stage", "label", "status", "reason", "inputs"}
+    assert before["counts"] == {"run": 3, "blocked": len(before["nodes"]) - 3}
+    assert orch("submit", spec_file, "--local", "--quiet").exit_code == 0
+    changed = yaml.safe_load(spec_file.read_text()) | {"doses": [-2, -1, 1, 2]}
+    spec_file.write_text(yaml.safe_dump(changed))
+    after = json.loads(orch("plan", spec_file, "--json").stdout)["estimate"]
+    assert after["nodes"] == 9  # an answer and a score for each of two doses and two evals, and the comparison
+    assert after["unknown"] == 0
+    assert after["seconds"] > 0
+    assert "by what such nodes took before" in orch("plan", spec_file).stdout
+    Path("registry.sqlite").write_text("not a registry")
+    odd = orch("plan", spec_file)
+    assert odd.exit_code == 0
+    assert "no estimate" in odd.stderr
+
+
+def test_status_says_how_far_an_experiment_is_and_who_is_at_work(orch: Any, spec_file: Path) -> None:
+    from orchestrator.artifact import Store
+
+    before = json.loads(orch("status", spec_file, "--json").stdout)
+    assert before["trials"] == {"total": 1, "done": 0, "failed": 0}
+    assert before["running"] is None
+    assert orch("submit", spec_file, "--local", "--quiet").exit_code == 0
+    with Store("store").lock("tiny"):
+        found = json.loads(orch("status", spec_file, "--json").stdout)
+        assert f"process {os.getpid()}" in found["running"]
+    assert found["trials"] == {"total": 1, "done": 1, "failed": 0}
+    assert found["stages"]["compare"] == {"have": 1}
+    text = orch("status", spec_file).stdout
+    assert text.startswith("tiny: 1 of 1 trials done, 0 failed")
+    assert "nobody on this machine" in text
+
+
+def test_status_names_what_failed(orch: Any, spec_file: Path) -> None:
+    wrong = {"pairs": {"recipe": "persona_pairs", "positive": "A.", "negative": "B.", "n": 1, "responses": "shared"}}
+    changed = yaml.safe_load(spec_file.read_text()) | {"data": wrong, "interventions": [{"method": "pca_centred"}]}
+    spec_file.write_text(yaml.safe_dump(changed))
+    assert orch("submit", spec_file, "--local", "--quiet").exit_code == 1
+    found = json.loads(orch("status", spec_file, "--json").stdout)
+    assert found["trials"] == {"total": 1, "done": 0, "failed": 1}
+    assert found["failures"][0]["label"].startswith("fit[pca_centred")
+
+
+def test_a_trial_is_shown_and_two_are_compared(orch: Any, spec_file: Path) -> None:
+    changed = yaml.safe_load(spec_file.read_text()) | {"interventions": [{"method": "mean_diff", "layer": [1, 2]}]}
+    spec_file.write_text(yaml.safe_dump(changed))
+    assert orch("submit", spec_file, "--local", "--quiet").exit_code == 0
+    about = json.loads(orch("show", "mean_diff L1", "--json").stdout)
+    assert about["identity"]["settings.layer"] == 1
+    assert about["identity"]["data.recipe"] == "persona_pairs"
+    assert [seed["seed"] for seed in about["seeds"]] == [0]
+    assert {row["eval"] for row in about["rows"]} >= {"animal_preference/owl"}
+    assert {point["dose"] for point in about["curve"]} == {-1.0, 0.0, 1.0}
+    by_key = json.loads(orch("show", about["seeds"][0]["fit"][:12], "--json").stdout)
+    assert by_key == about
+    assert "settings.layer" in orch("show", "mean_diff L1").stdout
+    found = json.loads(orch("diff", "mean_diff L1", "mean_diff L2", "--json").stdout)
+    assert found["identity"] == [{"what": "settings.layer", "a": 1, "b": 2}]
+    assert any(one["what"].endswith(" transfer") for one in found["results"])
+    assert "the same" in orch("diff", "mean_diff L1", "mean_diff L1").stdout
+    missing = orch("show", "mean_dif L1")
+    assert missing.exit_code == 2
+    assert "did you mean 'mean_diff L1'" in missing.stderr

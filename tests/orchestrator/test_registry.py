@@ -21,6 +21,17 @@ from orchestrator.plan import Node
 from orchestrator.registry import Registry, RegistryError
 from orchestrator.stages import FINDINGS
 
+NAMES = {
+    "group": "group_key",
+    "label": "trial",
+    "ci_low": "transfer_low",
+    "ci_high": "transfer_high",
+    "n_items": "n",
+    "n_seeds": "seeds",
+    "n_families": "families",
+    "n_dropped": "dropped",
+}
+"""What the leaderboard calls a column."""
 OK = {"status": "ok", "rankable": True, "contrast": "odd", "p": 0.01, "n_items": 20, "n_families": 10, "n_seeds": 3}
 
 
@@ -80,24 +91,24 @@ def filled(store: Store) -> dict[str, Node]:
 
 def test_the_leaderboard_puts_what_holm_leaves_first_then_the_larger_transfer(tmp_path: Path) -> None:
     with published(tmp_path / "r.sqlite") as registry:
-        ranks = {one["label"]: one["rank"] for one in registry.leaderboard()}
+        ranks = {one["trial"]: one["rank"] for one in registry.leaderboard()}
     assert ranks == {"strong": 1, "weak": 2, "noisy": 3, "broken": None, "silent": None, "wild": None}
 
 
 def test_a_setting_that_significantly_moves_the_wrong_way_ranks_below_all_others(tmp_path: Path) -> None:
     found = Findings([*ROWS, row("backwards", -2.0, 0.001)], [])
     with published(tmp_path / "r.sqlite", found) as registry:
-        ranks = {one["label"]: one["rank"] for one in registry.leaderboard()}
+        ranks = {one["trial"]: one["rank"] for one in registry.leaderboard()}
     assert ranks["backwards"] == 4
     assert ranks["noisy"] == 3
 
 
 def test_rows_come_out_as_they_went_in(tmp_path: Path) -> None:
     with published(tmp_path / "r.sqlite") as registry:
-        kept = {one["label"]: one for one in registry.leaderboard("owls")}
+        kept = {one["trial"]: one for one in registry.leaderboard("owls")}
     for one in ROWS:
         for name, value in dataclasses.asdict(one).items():
-            assert kept[one.label]["group_key" if name == "group" else name] == value, name
+            assert kept[one.label][NAMES.get(name, name)] == value, name
 
 
 def test_every_column_of_a_row_and_a_point_has_its_place(tmp_path: Path) -> None:
@@ -135,7 +146,7 @@ def test_text_in_a_number_is_refused(tmp_path: Path) -> None:
 def test_publishing_again_replaces_the_experiment(tmp_path: Path) -> None:
     with published(tmp_path / "r.sqlite") as registry:
         registry.publish("k1", "owls", PARAMS, {}, Findings(ROWS[:1], []), complete=False)
-        assert [one["label"] for one in registry.leaderboard()] == ["weak"]
+        assert [one["trial"] for one in registry.leaderboard()] == ["weak"]
         assert registry.query("select count(*) as n from metrics") == [{"n": 0}]
         assert registry.leaderboard()[0]["complete"] == 0
 
@@ -319,9 +330,9 @@ def test_sqlite_utils_reads_the_leaderboard_from_the_command_line(tmp_path: Path
     published(tmp_path / "r.sqlite").close()
     command = [sys.executable, "-m", "sqlite_utils", "query", str(tmp_path / "r.sqlite")]
     done = subprocess.run(
-        [*command, "select label from leaderboard where rank = 1", "--csv"], capture_output=True, text=True, check=True
+        [*command, "select trial from leaderboard where rank = 1", "--csv"], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["label", "strong"]
+    assert done.stdout.split() == ["trial", "strong"]
 
 
 def test_datasette_shows_the_leaderboard(tmp_path: Path) -> None:
@@ -333,4 +344,4 @@ def test_datasette_shows_the_leaderboard(tmp_path: Path) -> None:
 
     answer = asyncio.run(get())
     assert answer.status_code == 200
-    assert [one["label"] for one in answer.json()] == ["strong"]
+    assert [one["trial"] for one in answer.json()] == ["strong"]

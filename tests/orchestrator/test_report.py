@@ -16,7 +16,7 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
     with published(tmp_path / "r.sqlite") as registry:
         found = registry.leaderboard()
     for one in found:
-        numbers = {"ci_low": 0.39, "ci_high": 0.61, "mde": 0.2, "tests": 3, "dose": 2.0, "delta_nll": 0.05}
+        numbers = {"transfer_low": 0.39, "transfer_high": 0.61, "mde": 0.2, "tests": 3, "dose": 2.0, "delta_nll": 0.05}
         one.update({"specificity": 0.8, "even": -0.12, **numbers} if one["rank"] == 1 else {})
     return found
 
@@ -44,7 +44,7 @@ def test_what_has_no_number_shows_a_dash_and_its_reason(rows: list[dict[str, Any
 
 @pytest.mark.parametrize("width", [100, 120])
 def test_a_terminal_of_a_hundred_columns_is_wide_enough(rows: list[dict[str, Any]], width: int) -> None:
-    rows[0]["label"] = "a very long label of an intervention with all its settings"
+    rows[0]["trial"] = "a very long label of an intervention with all its settings"
     lines = report.plain(rows, width).splitlines()
     assert max(len(line) for line in lines) <= width
     assert any("a very long label" in line and line.endswith("ok") for line in lines)
@@ -53,16 +53,16 @@ def test_a_terminal_of_a_hundred_columns_is_wide_enough(rows: list[dict[str, Any
 def test_footnotes_name_the_detectable_effect_and_gather_equal_notes(rows: list[dict[str, Any]]) -> None:
     for one in rows:
         one["notes"] = "seeds=1: about this one trained intervention"
-    rows[0]["n_dropped"] = 4
+    rows[0]["dropped"] = 4
     notes = report.footnotes(rows)
     assert notes[0] == "smallest effect found with 80 % power among 3 settings: 0.2"
-    assert f"{rows[0]['label']}: 4 items unscored in some arm" in notes
+    assert f"{rows[0]['trial']}: 4 items unscored in some arm" in notes
     assert notes[-1] == "all rows: seeds=1: about this one trained intervention"
 
 
 def test_markdown_is_one_table_an_eval_with_equal_columns(rows: list[dict[str, Any]]) -> None:
     rows += [{**one, "eval": "cats"} for one in rows]
-    rows[0]["label"] = "a|b"
+    rows[0]["trial"] = "a|b"
     text = report.markdown(rows)
     assert text.count("### owls") == 2
     table = [line for line in text.splitlines() if line.startswith("|")]

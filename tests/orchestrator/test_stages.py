@@ -199,9 +199,9 @@ def test_a_calibrated_experiment_applies_multiples_of_the_dose_that_was_found(
     assert isinstance(edit, Add)
     torch.testing.assert_close(edit.vector, 2 * unit * state["resid@1"])
     with Registry(tmp_path / "registry.sqlite") as registry:
-        rows = {row["label"]: row["unit"] for row in publish(planned, store, registry)}
+        rows = {row["trial"]: row["unit"] for row in publish(planned, store, registry)}
         registry.rebuild(store)
-        again = {row["label"]: row["unit"] for row in registry.leaderboard()}
+        again = {row["trial"]: row["unit"] for row in registry.leaderboard()}
     assert rows["mean_diff L1"] == pytest.approx(unit)
     assert rows == again
 

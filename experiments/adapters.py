@@ -82,6 +82,7 @@ class Injection:
         under the parameter's own name and in its own shape. Raises TrainingError for an adapter that is not linear.
         """
         found: dict[str, Tensor] = {}
+        self.dose = 1.0
         for name, layer in self.layers.items():
             found |= self._own_factors(name, layer) or self._measured(name, layer)
         return found

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TunerName = Literal[
     "lora", "rslora", "dora", "pissa", "olora", "delora", "ia3", "vera", "road", "oft", "boft", "hra", "loha", "lokr",
-    "randlora", "shira", "gralora", "miss", "deft", "fourierft", "vblora", "c3a",
+    "randlora", "shira", "gralora", "miss", "fourierft", "vblora", "c3a",
 ]  # fmt: skip
 Option = bool | int | float | str | tuple[str | int, ...] | None
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 EXACT = 1e-6
 """Largest norm of what two factors leave out of a change, relative to its norm."""
+WIDEST = 512
+"""Largest rank that is looked for."""
 
 
 def linear_modules(
@@ -68,30 +70,30 @@ def matrix_shape(module: Any) -> tuple[int, int]:
 
 
 def factored(change: Tensor) -> tuple[Tensor, Tensor] | None:
-    """(a [r, d_in], b [d_out, r]) float32 with b a = `change` to `EXACT`, with r as small as it goes.
+    """(a [r, d_in], b [d_out, r]) float32 with b a = `change` (float64) to `EXACT`, with r as small as it goes.
 
-    None where no factors are smaller than half of the matrix: a range finder (Halko et al. 2011, algorithm 4.1), with
-    more and more columns.
+    None where no factors are smaller than the matrix, or r would exceed `WIDEST`. A range finder (Halko et al. 2011,
+    algorithm 4.1) with more and more columns.
     """
     import torch
 
     d_out, d_in = change.shape
-    most = d_out * d_in // (2 * (d_out + d_in))
+    most = min((d_out * d_in - 1) // (d_out + d_in), WIDEST)
     size, generator = change.norm(), torch.Generator().manual_seed(0)
-    columns = 16
-    while size > 0 and most > 0:
-        columns = min(columns, most)
+    columns = 0
+    while size > 0 and columns < most:
+        columns = min(max(16, 4 * columns), most)
         noise = torch.randn(d_in, columns, generator=generator, dtype=change.dtype).to(change.device)
         basis = torch.linalg.qr(change @ noise).Q
-        u, s, v = torch.linalg.svd(basis.T @ change, full_matrices=False)
-        rank = max(1, int((s > EXACT * size / 10).sum()))
+        inside = basis.T @ change
+        if (change - basis @ inside).norm() > EXACT * size / 2:
+            continue
+        u, s, v = torch.linalg.svd(inside, full_matrices=False)
+        rank = int((s > EXACT * size / 10).sum())
         root = s[:rank].sqrt()
         a, b = (root[:, None] * v[:rank]).float(), (basis @ u[:, :rank] * root).float()
         if (change - b.double() @ a.double()).norm() <= EXACT * size:
             return a, b
-        if columns == most:
-            break
-        columns *= 4
     return None
 
 

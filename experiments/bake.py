@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from experiments.biases import empty, place_for
 from experiments.edit import Edit, Prompt, prompt_of
 from experiments.engine import Row
 from experiments.folding import BakeError, Draft, fold
+from experiments.output import whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,18 +74,13 @@ def bake(engine: Engine, edits: Sequence[Edit], folder: Path, facts: Mapping[str
 
     `facts` (JSON-able) say where it comes from. Nothing is left at `folder` unless all went well. For a subject in half
     precision float32 copies of it are made, one after the other, and one is written beside `folder` for a while. Raises
-    BakeError for edits that a checkpoint cannot hold, a folder that exists, and logits that differ.
+    BakeError for edits that a checkpoint cannot hold and for logits that differ, OutputError for a folder that exists.
     """
-    if folder.exists():
-        raise BakeError(f"{folder} exists; give a folder that does not")
-    if not folder.absolute().parent.is_dir():
-        raise BakeError(f"{folder.absolute().parent} is no folder to write {folder.name} to; make it first")
     subject = engine.subject
     prompt = _system(edits)
     draft = fold(subject, edits)
     config, notes = place_for(subject, draft)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
-    try:
+    with whole(folder) as work:
         rounding, rounded, architecture = _write(subject, draft, config, work, subject.dtype)
         notes += _write_tokenizer(subject, prompt, work)
         rows = _rows(subject, prompt, work)
@@ -100,11 +95,6 @@ def bake(engine: Engine, edits: Sequence[Edit], folder: Path, facts: Mapping[str
         _require_equal(baked)
         content = {**(facts or {}), **asdict(baked), "folder": folder.name}
         (work / FACTS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        for made in (work, *work.iterdir()):
-            made.chmod(0o755 if made.is_dir() else 0o644)  # temporary ones are their owner's alone
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return baked
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from experiments.files import digest
+from experiments.files import ADAPTER_FILES, digest, digest_all, is_adapter
 
 
 class CanonicalError(ValueError):
@@ -99,7 +99,12 @@ _digests: dict[tuple[str, int, int], str] = {}
 
 
 def file_digest(path: Path) -> str:
-    """Hex sha256 of a file's content; kept for this process while path, size and modification time stay."""
+    """Hex sha256 of a file's content; kept for this process while path, size and modification time stay.
+
+    Of a PEFT adapter's folder: of the names and contents of its two files, whatever else lies there.
+    """
+    if is_adapter(path):
+        return digest_all(file for name in ADAPTER_FILES if (file := path / name).is_file())
     stat = path.stat()
     seen = (str(path), stat.st_size, stat.st_mtime_ns)
     if seen not in _digests:

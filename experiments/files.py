@@ -11,6 +11,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What PEFT writes: a folder with the first is a PEFT adapter, and these two are its content."""
+
 
 class SubjectError(ValueError):
     """A subject that cannot be used as asked: what is wrong, the value, what is allowed, what to do."""
@@ -84,6 +87,11 @@ def digest_all(paths: Iterable[Path]) -> str:
     """Hex sha256 over the names and contents of several files, whatever their order."""
     lines = sorted(f"{path.name} {digest(path)}\n" for path in paths)
     return digest_text("".join(lines))
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether `path` is a PEFT adapter's folder, the one kind of folder that a setting may name."""
+    return os.path.isfile(path / ADAPTER_FILES[0])
 
 
 def digest_text(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from experiments.files import is_adapter
 from experiments.problem import Problem, SpecError, SpecPath, shown
 
 MOST_BYTES = 2**20
@@ -97,13 +98,13 @@ def parse(text: str, name: str = "spec", folder: Path | None = None) -> Source:
 def locate(path: Path, folder: Path | None) -> Path:
     """The absolute path of the file a spec names: from the spec's folder, else the working directory, else ORCH_DATA.
 
-    Raises ValueError with the places looked at when no such file exists.
+    A PEFT adapter's folder counts as a file. Raises ValueError with the places looked at when no such file exists.
     """
     path = path.expanduser()
     bases = [folder, Path.cwd(), Path(os.environ["ORCH_DATA"]) if os.environ.get("ORCH_DATA") else None]
     places = list(dict.fromkeys(base.absolute() / path for base in bases if base))
     for place in places:
-        if os.path.isfile(place):
+        if os.path.isfile(place) or is_adapter(place):
             return place
     looked = " or ".join(str(place) for place in places)
     raise ValueError(

@@ -15,6 +15,7 @@ from experiments.bake import BakeError, bake
 from experiments.edit import Add, Dense, Edit, LowRank, Project, Prompt, Scale, Site, SiteName
 from experiments.engine import Engine, Row
 from experiments.intervention import State, method
+from experiments.output import OutputError
 from experiments.spec import SubjectSpec
 from experiments.subject import load
 from tests.experiments import oracle
@@ -220,10 +221,10 @@ def test_what_a_checkpoint_cannot_hold_is_refused_with_the_reason(
 def test_a_folder_that_exists_is_left_alone(engines: dict[str, Engine], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
-    with pytest.raises(BakeError, match="exists; give a folder that does not"):
+    with pytest.raises(OutputError, match="exists; give a name that does not"):
         bake(engines["llama"], [Add(Site("resid", 1), torch.ones(32))], tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "x"
-    with pytest.raises(BakeError, match="is no folder to write"):
+    with pytest.raises(OutputError, match="is no folder to write"):
         bake(engines["llama"], [Add(Site("resid", 1), torch.ones(32))], tmp_path / "no" / "out")
 
 

@@ -32,6 +32,7 @@ PAIRS = recipe("persona_pairs")(
 ).build(None, 0)
 DATA = {"pairs": PAIRS, "conversations": conversations_of(PAIRS)}
 SETTINGS: dict[str, dict[str, Any]] = {
+    "adopted": {"path": Path(__file__).parents[1] / "data" / "vector.safetensors"},
     "caft": {"wraps": {"method": "bias_set", "epochs": 1}, "direction": {"method": "mean_diff", "layer": 1}},
     "composed": {"parts": [{"method": "mean_diff", "layer": 1}, {"method": "prompt", "dose": 1}]},
     "preventative": {"wraps": {"method": "lora", "epochs": 1}, "direction": {"method": "mean_diff", "layer": 1}},

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from experiments.depth import Depths, layers
-from experiments.edit import SITE_NAMES, Add, Edit, Project, Prompt, Scale, Site, SiteName
+from experiments.edit import SITE_NAMES, Add, Edit, Project, Prompt, Scale, Site, SiteName, last_n
 from experiments.output import whole
 
 if TYPE_CHECKING:
@@ -107,20 +107,29 @@ def _site_in(name: str) -> Site | None:
         return None
 
 
+def stated(found: Contents) -> dict[str, str]:
+    """The facts that a file of vectors says itself, in its metadata or by the names of its tensors.
+
+    Raises ExchangeError where only some tensors are named by their site.
+    """
+    named = [site for site in map(_site_in, found.shapes) if site is not None]
+    if named and len(named) < len(found.shapes):
+        raise ExchangeError(f"{found.path}: some tensors are named by site and layer, like {named[0]}, some are not")
+    own = {"site": ",".join(sorted({site.name for site in named})), "layer_map": "blocks"} if named else {}
+    for fact, value in own.items():
+        if found.facts.get(fact, value) != value:
+            raise ExchangeError(
+                f"{found.path}: names like {named[0]} say {fact} {value}, its metadata {found.facts[fact]}"
+            )
+    return {**found.facts, **own}
+
+
 def agreed(found: Contents, given: Mapping[str, str | None]) -> dict[str, str]:
     """The facts of a file of vectors: those its names and metadata state, and those `given`.
 
     Raises ExchangeError for facts that contradict, are unknown or missing.
     """
-    named = [site for site in map(_site_in, found.shapes) if site is not None]
-    facts = dict(found.facts)
-    if named:
-        if len(named) < len(found.shapes):
-            raise ExchangeError(
-                f"{found.path}: some tensors are named by site and layer, like {named[0]}, some are not"
-            )
-        facts["site"] = ",".join(sorted({site.name for site in named}))
-        facts["layer_map"] = "blocks"
+    facts = stated(found)
     for fact, value in given.items():
         if value is not None and facts.setdefault(fact, value) != value:
             raise ExchangeError(
@@ -133,8 +142,12 @@ def agreed(found: Contents, given: Mapping[str, str | None]) -> dict[str, str]:
             + ", ".join(f"{fact}: {'|'.join(ALLOWED[fact])}" for fact in missing)
         )
     for fact, allowed in ALLOWED.items():
-        if facts[fact] not in allowed and not (named and fact == "site"):
+        if facts[fact] not in allowed and not (fact == "site" and all(map(_site_in, found.shapes))):
             raise ExchangeError(f"{found.path}: {fact} is {facts[fact]!r}; allowed: {', '.join(allowed)}")
+    try:
+        last_n(facts.get("positions", "all"))
+    except ValueError as error:
+        raise ExchangeError(f"{found.path}: {error}") from error
     return facts
 
 

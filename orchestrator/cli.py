@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands import about, look, plan, results, submit
+from orchestrator.commands import about, exchange, look, plan, results, submit
 
 PACKAGES = ("experiments", "agents", "evals", "orchestrator")
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,5 +64,12 @@ def main() -> None:
         )
 
 
-for command in (*submit.COMMANDS, *plan.COMMANDS, *look.COMMANDS, *results.COMMANDS, *about.COMMANDS):
+for command in (
+    *submit.COMMANDS,
+    *plan.COMMANDS,
+    *look.COMMANDS,
+    *results.COMMANDS,
+    *exchange.COMMANDS,
+    *about.COMMANDS,
+):
     main.add_command(command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from evals import journal
 from orchestrator import report
 from orchestrator.registry import RegistryError
 
@@ -34,6 +35,9 @@ def page(registry: Registry, experiment: str) -> str:
     state = "" if about["complete"] else " Some scores are missing."
     parts = [f"# {experiment}", about["question"], f"Submitted {about['submitted_at']}, key {key[:12]}.{state}"]
     parts += [report.markdown(rows).rstrip()]
+    curves = registry.query("select * from dose_response where experiment_key = ?", [key])
+    if scores := journal.of_curves(curves):
+        parts += ["## Score of journal 004", "For comparison only: docs/journal_score.md.", "\n".join(table(scores))]
     for title, sql, value in (("Without a rank", UNRANKED, experiment), ("Cost", COST, key)):
         if found := registry.query(sql, [value]):
             parts += [f"## {title}", "\n".join(table(found))]

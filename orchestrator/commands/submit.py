@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -41,6 +42,7 @@ MOST_FAILURES = 10
 )
 @click.option("--fresh", is_flag=True, help="Drop the results that this spec has, and compute them again.")
 @click.option("--quiet", is_flag=True, help="Say only what went wrong, and the result.")
+@options.as_json
 def submit_command(
     spec: Path,
     store: str,
@@ -51,6 +53,7 @@ def submit_command(
     dashboard: bool,
     fresh: bool,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Run what is missing of SPEC, and show the leaderboard.
 
@@ -81,7 +84,7 @@ def submit_command(
                 place.discard(key)
         ask = _where(experiment, place, address, local, dashboard, say)
         summary = run_missing(planned, place, ask, quiet, say)
-    _finish(planned, place, registry, summary)
+    _finish(planned, place, registry, as_json)
     if summary is not None and not summary.ok:
         sys.exit(1)
 
@@ -165,7 +168,7 @@ def _told(summary: Summary) -> list[str]:
     return lines
 
 
-def _finish(planned: Plan, store: Store, registry: Path, summary: Summary | None) -> None:
+def _finish(planned: Plan, store: Store, registry: Path, as_json: bool) -> None:
     """Bring the registry up to date, show the leaderboard, and say where to look next."""
     from orchestrator import logs, report
     from orchestrator.commands.results import width
@@ -173,7 +176,8 @@ def _finish(planned: Plan, store: Store, registry: Path, summary: Summary | None
     from orchestrator.registry import Registry
 
     with Registry(registry) as index:
-        click.echo(report.plain(publish(planned, store, index), width()))
+        rows = publish(planned, store, index)
+    click.echo(json.dumps(rows, indent=1, allow_nan=False) if as_json else report.plain(rows, width()))
     name = planned.experiment.name
     _to_stderr("")
     if folder := logs.link(planned, store):

@@ -297,8 +297,9 @@ BOARD = {
 
 
 def test_the_board_and_the_view_have_the_columns_that_programs_count_on(orch: Any, spec_file: Path) -> None:
-    assert orch("submit", spec_file, "--local", "--quiet").exit_code == 0
-    (row,) = [row for row in json.loads(orch("board", "--json").stdout) if row["target"] == "owl"]
+    submitted = json.loads(orch("submit", spec_file, "--local", "--quiet", "--json").stdout)
+    assert submitted == json.loads(orch("board", "--json").stdout)
+    (row,) = [row for row in submitted if row["target"] == "owl"]
     assert row.keys() >= BOARD
     assert (row["experiment"], row["trial"], row["method"]) == ("tiny", "mean_diff L1", "mean_diff")
     assert row["eval"] == "animal_preference/owl"

@@ -109,7 +109,7 @@ def test_interventions_that_do_nothing_score_what_the_null_distribution_says() -
     rng = np.random.default_rng(0)
     scores = np.array([journal_score(FIVE, list(1.3 * rng.standard_normal(5))).b for _ in range(3000)])
     expected = null_quantile(FIVE, 1.3, 0.95)
-    assert expected == pytest.approx(0.98, abs=0.01)  # steering.md 2.3
+    assert expected == pytest.approx(0.98, abs=0.01)  # as simulated before it was solved
     assert abs((scores <= expected).mean() - 0.95) <= 4 * math.sqrt(0.95 * 0.05 / 3000)
     best = scores.reshape(-1, 15).max(1)
     median = null_quantile(FIVE, 1.3, 0.5, best_of=15)

@@ -403,6 +403,28 @@ def test_quadratic_factors_satisfy_their_own_equations(engine: Engine) -> None:
     assert abs(cosine(inner[0], v[0])) >= 0.99
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_that_is_differentiated_in_bfloat16_is_the_fused_one(masked: bool) -> None:
+    from experiments.attention import Rule, attend, slow_to_differentiate, visible
+
+    random = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, heads, 24, 8, generator=random) for heads in (4, 2, 2)]
+    mask = visible(torch.arange(24).repeat(2, 1), 24, 7, torch.float32) if masked else None
+    fused = [part.clone().requires_grad_() for part in parts]
+    expected = attend(*fused, mask, Rule(0.3))
+    expected.square().sum().backward()
+    leaves = [part.bfloat16().requires_grad_() for part in parts]
+    assert slow_to_differentiate(*leaves[:2])
+    assert not slow_to_differentiate(*fused[:2])
+    found = attend(*leaves, None if mask is None else mask.bfloat16(), Rule(0.3))
+    found.square().sum().backward()
+    assert (found - expected).norm() <= 0.01 * expected.norm()
+    for leaf, exact in zip(leaves, fused, strict=True):
+        assert leaf.grad is not None
+        assert exact.grad is not None
+        assert (leaf.grad - exact.grad).norm() <= 0.02 * exact.grad.norm()
+
+
 # behaviours
 
 

@@ -38,6 +38,8 @@ QUESTIONS = (
     "a = 5 + 8, b = 2 + 9. What is a * b?",
 )
 
+FIRST = 1  # token that counts first: the one before it would decide all by itself
+
 
 def prompts_of(subject: Subject, n: int) -> list[tuple[int, ...]]:
     """Tokens of the first n questions, ready for the subject to answer."""
@@ -62,7 +64,7 @@ def measure(dtype: str, args: argparse.Namespace, clock: Callable[[], float]) ->
     """Print one row of the table."""
     subject = load(SubjectSpec(model=args.model, dtype=dtype), device="cpu")
     engine, rows = Engine(subject), prompts_of(subject, args.prompts)
-    made = method("melbo")(steps=args.steps, radius=args.radius, learning_rate=args.rate)
+    made = method("melbo")(steps=args.steps, radius=args.radius, learning_rate=args.rate, target_tokens=FIRST)
     assert isinstance(made, Melbo)
     source, (target,) = made.places(subject.n_layers)
     starts = drawn([subject.d_model], args.radius, [own_seed(0, index) for index in range(args.vectors)])
@@ -79,7 +81,7 @@ def measure(dtype: str, args: argparse.Namespace, clock: Callable[[], float]) ->
                     subject.blocks,
                     rows,
                     starts[:n],
-                    (source.layer, target.layer),
+                    (source.layer, target.layer, FIRST),
                     args.steps,
                     args.rate,
                     name == "stopped",
@@ -107,8 +109,8 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=32)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--prompts", type=int, default=1, help=f"1 to {len(QUESTIONS)}")
-    parser.add_argument("--radius", type=float, default=4.0)
-    parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's step size")
+    parser.add_argument("--radius", type=float, default=20.0, help="about what the rule finds for the default subject")
+    parser.add_argument("--rate", type=float, default=0.025, help="AdamW's step size: 3 %% of the radius, over sqrt(d)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--against", nargs="+", choices=["published", "stopped"], default=["published", "stopped"])

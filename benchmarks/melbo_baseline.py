@@ -40,13 +40,14 @@ def train(
     blocks: Any,
     rows: Sequence[tuple[int, ...]],
     starts: Tensor,
-    places: tuple[int, int],
+    places: tuple[int, int, int],
     steps: int,
     rate: float,
     stop: bool,
 ) -> Tensor:
-    """Vectors [n, d] from `starts` [n, d] on their spheres: p = q = 2, added to the MLP output of layer `places[0]`."""
-    source, target = places
+    """Vectors [n, d] from `starts` [n, d] on their spheres, with p = q = 2. `places`: the source layer, at whose MLP
+    output they are added, the target layer, and the first token that counts there."""
+    source, target, first = places
     prompts = [torch.tensor([row]) for row in rows]
     with torch.no_grad():
         base = [target_of(model, blocks, ids, target, stop).float() for ids in prompts]
@@ -65,7 +66,7 @@ def train(
                 optimiser.zero_grad()
                 for ids, before in zip(prompts, base, strict=True):
                     change = target_of(model, blocks, ids, target, stop).float() - before
-                    (-change.norm(dim=1).pow(2).sum().sqrt()).backward()
+                    (-change[first:].norm(dim=1).pow(2).sum().sqrt()).backward()
                 assert theta.grad is not None
                 theta.grad -= (theta.grad @ theta.data) * theta.data / radius**2
                 optimiser.step()

@@ -67,8 +67,9 @@ class Unsupervised(Intervention):
     """Activation of that layer they are added to; `mlp_out` is the bias of the MLP's output."""
     targets: Depths = 0.75
     """Decoder layers whose output is to change: one, or several, over which the objective is summed."""
-    target_tokens: Slice = "all"
-    """Tokens of a prompt at which the targets are read: `all`, `last:N`, or the first position (-3: the last three)."""
+    target_tokens: Slice = 1
+    """Tokens of a prompt at which the targets are read: `all`, `last:N`, or the first position that counts (-3: the
+    last three; 1: all but the first token, whose activations are so large that they alone would decide)."""
     radius: float | None = Field(default=None, gt=0)
     """R, the norm of every vector; null finds it by the relative-nonlinearity rule."""
     n: int = Field(default=4, ge=1)

@@ -14,6 +14,11 @@ says, while the code's runs over tokens, which is the same for p = 2 alone (`tok
 the layer already has stays; layer L counts from 0 and means the layer's output, which is the code's
 hidden_states[L + 1].
 
+Of the tokens, the first is left out by default (`target_tokens`): many subjects keep activations there that are a
+hundred times larger than elsewhere and the same for every prompt. With it (`all`, as in the post), eight vectors of
+SmolLM2-135M found that token and little else: the same objective to four digits on prompts they had never seen, and
+next tokens no further from the untouched subject's than a random vector takes them.
+
 LoRA form: theta is a change of the source layer's MLP output projection, (R / r) sum_k b_k a_k' with unit vectors a_k
 and b_k. (The published adapters normalise A by its columns, which leaves nothing but signs at rank 1.)
 

@@ -18,6 +18,7 @@ from experiments.downstream import Downstream, downstream
 from experiments.edit import Add, LowRank, Site
 from experiments.intervention import State, method
 from experiments.interventions.dct import Factors
+from experiments.radius import calibrate
 from experiments.spheres import Sphere, ascend, drawn, orthogonal
 from experiments.training import conversations_of
 from experiments.unsupervised import prompts_of
@@ -251,7 +252,7 @@ def test_only_prompts_are_used(engine: Engine) -> None:
 
 
 def test_the_lora_form_is_a_change_of_the_weight_with_unit_factors(engine: Engine) -> None:
-    made: Any = method("melbo")(form="lora", rank=2, steps=10, source=SOURCE, targets=3, **BRIEF)
+    made: Any = method("melbo")(form="lora", rank=2, steps=10, source=SOURCE, targets=3, target_tokens="all", **BRIEF)
     state = made.fit(engine, PAIRS, 0)
     for name in ("a", "b", "random.a", "random.b"):
         torch.testing.assert_close(state.tensors[name].norm(dim=-1), torch.ones(state.tensors[name].shape[:-1]))
@@ -329,6 +330,38 @@ def test_the_radius_is_where_a_brute_force_search_finds_the_ratio(engine: Engine
         low, high = (middle, high) if ratio(middle) < 0.5 else (low, middle)
     assert low * 0.99 <= found <= high * 1.01
     assert state.tensors["vectors"].norm().item() == pytest.approx(found, rel=1e-6)
+
+
+class Rounded:
+    """A map with D(theta) = (1 + |theta| / 10) theta, each reading off by fresh noise and by the base's."""
+
+    def __init__(self, noise: float) -> None:
+        self.noise, self.random = noise, torch.Generator().manual_seed(0)
+        self.base = noise * torch.randn(64, generator=self.random)
+
+    def push(self, _: Any, vectors: Tensor) -> Tensor:
+        return vectors
+
+    def mean_changes(self, thetas: Tensor) -> Tensor:
+        fresh = self.noise * torch.randn(thetas.shape, generator=self.random)
+        return (1 + thetas.norm(dim=1, keepdim=True) / 10) * thetas + fresh - self.base
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.25])
+def test_rounding_does_not_move_the_radius(noise: float) -> None:
+    probes = drawn([64], 1.0, list(range(30)))
+    assert noise == 0 or (Rounded(noise).mean_changes(5 * probes) / 5 - probes).norm(dim=1).mean() > 0.7
+    found = calibrate(Rounded(noise), lambda thetas: thetas, probes, 3.0)  # type: ignore[arg-type, return-value]
+    assert found.radius == pytest.approx(5.0, rel=0.1 if noise else 0.01)
+
+
+def test_a_map_without_curvature_has_no_radius() -> None:
+    class Linear(Rounded):
+        def mean_changes(self, thetas: Tensor) -> Tensor:
+            return thetas
+
+    with pytest.raises(FitError, match="never rises through"):
+        calibrate(Linear(0.0), lambda thetas: thetas, drawn([64], 1.0, [0]), 1.0)  # type: ignore[arg-type, return-value]
 
 
 def test_linear_factors_are_the_singular_vectors_of_the_dense_jacobian(engine: Engine) -> None:

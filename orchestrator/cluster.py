@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,8 @@ PASSED_ON = ("ORCH_", "HF_", "TRANSFORMERS_", "INSPECT_", "RAY_AUTH_MODE", "TOKE
 def connected(address: str | None, *, dashboard: bool = True, cpus: int | None = None) -> Iterator[str | None]:
     """A running Ray: the one at `address`, or a local one that lives as long as the block. Gives the dashboard's URL.
 
-    Raises ClusterError when `address` cannot be joined.
+    Meanwhile what is printed goes to the error stream, because Ray prints when it likes; a result comes after the
+    block. Raises ClusterError when `address` cannot be joined.
     """
     secure_token()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -67,6 +69,15 @@ def connected(address: str | None, *, dashboard: bool = True, cpus: int | None =
     else:
         options["address"] = address
         _knock(address)
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            yield _joined(address, options)
+        finally:
+            ray.shutdown()
+
+
+def _joined(address: str | None, options: Mapping[str, Any]) -> str | None:
+    """Connect this process; the dashboard's URL. Raises ClusterError."""
     try:
         context = ray.init(**options)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
@@ -75,11 +86,8 @@ def connected(address: str | None, *, dashboard: bool = True, cpus: int | None =
             f"cannot reach {where}: {first_line(error)}; allowed: auto, HOST:PORT or ray://HOST:PORT of a running "
             "cluster with the same token (~/.ray/auth_token); no --address starts one here, --local runs without Ray"
         ) from error
-    try:
-        url = getattr(context, "dashboard_url", None)
-        yield f"http://{url}" if url else None
-    finally:
-        ray.shutdown()
+    url = getattr(context, "dashboard_url", None)
+    return f"http://{url}" if url else None
 
 
 def _knock(address: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: Ray prints about dead nodes for as long as anybody is connected
 def ray_cluster() -> Iterator[Any]:
     """A Ray cluster of two raylets with one processor each, without a dashboard; this process is connected to it."""
     import orchestrator.cluster  # sets RAY_AUTH_MODE before ray is imported

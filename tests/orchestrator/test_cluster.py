@@ -214,3 +214,18 @@ def test_workers_are_told_the_settings_and_where_the_packages_are(monkeypatch: p
     assert passed["RAY_AUTH_MODE"] == "token"
     assert "SECRET_API_KEY" not in passed
     assert (Path(passed["PYTHONPATH"].split(os.pathsep)[0]) / "orchestrator" / "cluster.py").exists()
+
+
+def test_what_ray_prints_while_it_is_connected_stays_out_of_the_result(
+    ray_cluster: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    ray.shutdown()
+    capsys.readouterr()  # of the tests before
+    with cluster.connected(ray_cluster.address):
+        print("(raylet) The node has been marked dead")
+    print("the result")
+    captured = capsys.readouterr()
+    assert captured.out == "the result\n"
+    assert "(raylet)" in captured.err

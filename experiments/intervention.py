@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.engine import Engine
+    from experiments.outline import Outline
 
 DoseKind = Literal["signed_linear", "signed", "one_sided", "on_off"]
 Needs = Literal["pairs", "conversations"]
@@ -72,21 +73,21 @@ class Intervention(Versioned):
         """What `dose` does to a forward pass; [] at dose 0."""
         raise TypeError(f"{type(self).__name__} does not implement edits()")
 
-    def misplaced(self, n_layers: int, sites: Collection[str]) -> dict[str, str]:
-        """Setting -> what is wrong with it for a subject of `n_layers` layers that has `sites`; asked by every plan.
+    def misplaced(self, outline: Outline) -> dict[str, str]:
+        """Setting -> what is wrong with it for a subject of that outline; asked by every plan, which loads no weights.
 
         Settings named `layer`, `layers`, `site` and `sites` are looked at; override for others.
         """
         problems = {}
         for name in ("layer", "layers"):
             try:
-                layers(getattr(self, name, None), n_layers)
+                layers(getattr(self, name, None), outline.n_layers)
             except DepthError as error:
                 problems[name] = str(error)
         for name in ("site", "sites"):
-            lacking = [site for site in _listed(getattr(self, name, None)) if site not in sites]
+            lacking = [site for site in _listed(getattr(self, name, None)) if site not in outline.sites]
             if lacking:
-                problems[name] = f"the subject has no {lacking[0]!r}; its sites are {', '.join(sorted(sites))}"
+                problems[name] = f"the subject has no {lacking[0]!r}; its sites are {', '.join(sorted(outline.sites))}"
         return problems
 
     def label(self) -> str:

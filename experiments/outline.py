@@ -7,28 +7,36 @@ minutes of work.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from experiments import embedded
-from experiments.architecture import FAMILIES, no_layout
+from experiments.architecture import FAMILIES, Family, no_layout
+from experiments.edit import SiteName
 from experiments.files import SubjectError
 from experiments.identity import model_folder
 from experiments.spec import EMBEDDED, SubjectSpec
 
 _LAYERS = ("num_hidden_layers", "n_layer")
+_WIDTH = ("hidden_size", "n_embd")
+_STREAM: tuple[SiteName, ...] = ("resid", "attn_in", "attn_out", "mlp_in", "mlp_out", "o", "down")
 _HEADER = 8  # bytes in front of a safetensors header, which say how long it is
+_MATRICES: tuple[SiteName, ...] = ("q", "k", "v", "o", "gate", "up", "down")
 REMEDY = "save or fetch the model again"
 
 
 @dataclass(frozen=True)
 class Outline:
-    """The layout of a subject: how many decoder layers it has, and which sites each has."""
+    """The layout of a subject: how many decoder layers it has, and which sites and matrices each has."""
 
     n_layers: int
     sites: Collection[str]
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Site -> the size of its activation, of those that are as wide as the residual stream."""
+    linears: Collection[str] = ()
+    """Last names of the linear modules of a decoder layer; empty where they are not known."""
 
 
 def outline(spec: SubjectSpec) -> Outline:
@@ -37,7 +45,7 @@ def outline(spec: SubjectSpec) -> Outline:
     Raises SubjectError for a file that is damaged, and for a model type without a known layout.
     """
     if spec.model == EMBEDDED:  # converted when it is first loaded, which a plan need not wait for
-        return Outline(embedded.LAYERS, tuple(FAMILIES[embedded.MODEL_TYPE].places))
+        return _outline(FAMILIES[embedded.MODEL_TYPE], embedded.LAYERS, embedded.WIDTH)
     folder = model_folder(spec, weights=False)
     check_files(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -48,7 +56,15 @@ def outline(spec: SubjectSpec) -> Outline:
     found = [config[name] for name in _LAYERS if isinstance(config.get(name), int)]
     if not found or found[0] < 1:
         raise SubjectError(f"{folder / 'config.json'} does not say how many layers there are; {REMEDY}")
-    return Outline(found[0], tuple(FAMILIES[kind].places))
+    widths = [config[name] for name in _WIDTH if isinstance(config.get(name), int)]
+    return _outline(FAMILIES[kind], found[0], widths[0] if widths else None)
+
+
+def _outline(family: Family, n_layers: int, width: int | None) -> Outline:
+    """Sites and matrices are the family's."""
+    widths = {name: width for name in _STREAM if name in family.places} if width else {}
+    linears = sorted({family.places[name].module.rpartition(".")[2] for name in _MATRICES if name in family.places})
+    return Outline(n_layers, tuple(family.places), widths, tuple(linears))
 
 
 def check_files(folder: Path, remedy: str = REMEDY) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,10 +11,12 @@ from pydantic import Field
 from experiments.dataset import Pair
 from experiments.depth import DepthError, Depths, layers
 from experiments.training import Likelihood, Objective, Trained, TrainingError, conversations_of, row
+from experiments.weights import lacking
 
 if TYPE_CHECKING:
     from experiments.dataset import Conversation
     from experiments.engine import Engine, Row
+    from experiments.outline import Outline
     from experiments.separation import Shape
 
 Loss = Literal["likelihood", "promotion", "suppression", "satisficing", "dpo", "contrastive"]
@@ -124,12 +126,16 @@ class Taught(Trained):
         avoid = {message.content for each in data for message in each.messages}
         return unrelated(engine, _bank.lines(self.kl_prompts or _bank.PROMPTS), self.kl_n, avoid, seed)
 
-    def misplaced(self, n_layers: int, sites: Collection[str]) -> dict[str, str]:
-        problems = super().misplaced(n_layers, sites)
+    def misplaced(self, outline: Outline) -> dict[str, str]:
+        """Also the layers a loss reads, and the matrices that `targets` name."""
+        problems = super().misplaced(outline)
         try:
-            layers(self.read, n_layers)
+            layers(self.read, outline.n_layers)
         except DepthError as error:
             problems["read"] = str(error)
+        targets = getattr(self, "targets", None) or ()
+        if outline.linears and (problem := lacking(targets, outline.linears)):
+            problems["targets"] = problem
         return problems
 
     def told(self) -> str:

@@ -11,7 +11,7 @@ fit itself does not depend on it, and every such trial repeats it: same settings
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from experiments.dataset import Conversation, Pair
     from experiments.downstream import Arm, Downstream
     from experiments.engine import Engine, Row
+    from experiments.outline import Outline
 
 CONTROLS = 1_000_000  # seeds of random controls start here, behind those of any vector
 PROBES = 2_000_000  # and those of the vectors that the radius is found with here
@@ -163,16 +164,16 @@ class Unsupervised(Intervention):
             raise DepthError(f"target {targets[0]} is not above the source, layer {sources[0]}: nothing lies between")
         return Site(self.site, sources[0]), [Site("resid", layer) for layer in targets]
 
-    def misplaced(self, n_layers: int, sites: Collection[str]) -> dict[str, str]:
-        problems = super().misplaced(n_layers, sites)
+    def misplaced(self, outline: Outline) -> dict[str, str]:
+        problems = super().misplaced(outline)
         for name in ("source", "targets"):
             try:
-                layers(getattr(self, name), n_layers)
+                layers(getattr(self, name), outline.n_layers)
             except DepthError as error:
                 problems[name] = str(error)
         if not problems.keys() & {"source", "targets"}:
             try:
-                self.places(n_layers)
+                self.places(outline.n_layers)
             except DepthError as error:
                 problems["source"] = str(error)
         return problems

@@ -6,7 +6,7 @@ under the parameter's own name and in its own shape.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiments.depth import Depths, layers
@@ -41,19 +41,24 @@ def linear_modules(
         for name, module in subject.model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and 0 <= subject.layer(name) < subject.n_layers
     }
-    known = sorted({name.rpartition(".")[2] for name in found})
-    missing = [target for target in targets or () if target not in known]
-    if missing:
-        raise TrainingError(
-            f"targets {missing}: no such linear modules in this subject; allowed: "
-            f"{', '.join(known)}{nearest(missing[0], known)}"
-        )
+    if problem := lacking(targets or (), {name.rpartition(".")[2] for name in found}):
+        raise TrainingError(f"targets {problem}")
     wanted = layers(depths, subject.n_layers)
     return {
         name: module
         for name, module in found.items()
         if (targets is None or name.rpartition(".")[2] in targets) and subject.layer(name) in wanted
     }
+
+
+def lacking(targets: Sequence[str], known: Collection[str]) -> str | None:
+    """What is wrong with `targets` where the linear modules of a decoder layer have the last names `known`."""
+    missing = [target for target in targets if target not in known]
+    if not missing:
+        return None
+    allowed = sorted(known)
+    near = nearest(missing[0], allowed)
+    return f"{missing}: no such linear modules in this subject; allowed: {', '.join(allowed)}{near}"
 
 
 def transposed(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import field_validator
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from experiments.edit import Edit
     from experiments.engine import Engine
     from experiments.intervention import DoseKind
+    from experiments.outline import Outline
 
 
 class Wrapped(Intervention):
@@ -70,12 +71,12 @@ class Wrapped(Intervention):
     def edits(self, state: State, dose: float) -> list[Edit]:
         return self.wraps.settings.edits(State(state.tensors, state.facts["wrapped"]), dose)
 
-    def misplaced(self, n_layers: int, sites: Collection[str]) -> dict[str, str]:
+    def misplaced(self, outline: Outline) -> dict[str, str]:
         """Problems of both parts, named by their setting."""
         return {
             f"{name}.{field}": text
             for name, part in (("wraps", self.wraps), ("direction", self.direction))
-            for field, text in part.settings.misplaced(n_layers, sites).items()
+            for field, text in part.settings.misplaced(outline).items()
         }
 
     def label(self) -> str:

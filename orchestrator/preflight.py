@@ -89,7 +89,7 @@ def _misplaced(experiment: Experiment, outline: Outline) -> list[Problem]:
     """Layers and sites that the subject does not have: one problem for each place in the spec."""
     found: dict[SpecPath, list[str]] = {}
     for trial in {trial.setting: trial for trial in experiment.trials()}.values():
-        for name, text in trial.intervention.misplaced(outline.n_layers, outline.sites).items():
+        for name, text in trial.intervention.misplaced(outline).items():
             texts = found.setdefault((*trial.path, name), [])
             if text not in texts:
                 texts.append(text)

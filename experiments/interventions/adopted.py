@@ -7,7 +7,7 @@ told (docs/exchange.md).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.engine import Engine
+    from experiments.outline import Outline
     from experiments.subject import Subject
 
 
@@ -68,11 +69,7 @@ class Adopted(Intervention):
         tensors = vectors(found, said, places)
         for site, tensor in tensors.items():
             width = engine.subject.point(site).width
-            if tensor.shape[-1] != width:
-                raise ExchangeError(
-                    f"{self.path}: the vector of {site} has width {tensor.shape[-1]}, the subject has {width} there; "
-                    "it was made for another model"
-                )
+            self._fits(site, tensor.shape[-1], width)
         positions = self.positions or said.pop("positions", "all")
         state = {str(site): tensor for site, tensor in tensors.items()}
         return State(state, {**facts, **said, "positions": positions})
@@ -111,9 +108,16 @@ class Adopted(Intervention):
         kind = Scale if state.facts["operation"] == "scale" else Add
         return [kind(site, dose * vector, positions) for site, vector in at]
 
-    def misplaced(self, n_layers: int, sites: Collection[str]) -> dict[str, str]:
-        """Also reads the file, so that a plan says what is wrong with it; widths are looked at when it is fitted."""
-        problems = super().misplaced(n_layers, sites)
+    def _fits(self, site: Site, found: int, width: int) -> None:
+        if found != width:
+            raise ExchangeError(
+                f"{self.path}: the vector of {site} has width {found}, the subject has {width} there; it was made for "
+                "another model; take a file made for this one"
+            )
+
+    def misplaced(self, outline: Outline) -> dict[str, str]:
+        """Also reads the file but for its numbers. An adapter's modules are looked at when it is fitted."""
+        problems = super().misplaced(outline)
         if problems:
             return problems
         try:
@@ -121,12 +125,15 @@ class Adopted(Intervention):
             if found.kind == "peft":
                 self._refuse_vector_settings()
                 return {}
-            places: list[Placed] = placed(found, self._facts(found), self.layer, n_layers)
+            places: list[Placed] = placed(found, self._facts(found), self.layer, outline.n_layers)
+            lacking = sorted({each.site.name for each in places} - set(outline.sites))
+            if lacking:
+                has = ", ".join(sorted(outline.sites))
+                raise ExchangeError(f"{self.path} is for {lacking[0]!r}; the subject's sites are {has}")
+            for name, _, site in places:
+                self._fits(site, found.shapes[name][-1], outline.widths.get(site.name, found.shapes[name][-1]))
         except ValueError as error:
             return {"path": str(error)}
-        lacking = sorted({each.site.name for each in places} - set(sites))
-        if lacking:
-            return {"path": f"{self.path} is for {lacking[0]!r}; the subject's sites are {', '.join(sorted(sites))}"}
         return {}
 
     def label(self) -> str:

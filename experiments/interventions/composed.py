@@ -7,7 +7,7 @@ is the same at both signs, and so lies in the even part, while the odd part belo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
@@ -19,6 +19,7 @@ from experiments.nested import Part
 if TYPE_CHECKING:
     from experiments.engine import Engine
     from experiments.intervention import DoseKind
+    from experiments.outline import Outline
 
 
 class Composed(Intervention):
@@ -68,12 +69,12 @@ class Composed(Intervention):
             raise ValueError("two parts set a system prompt; keep one, or write both into one prompt")
         return found
 
-    def misplaced(self, n_layers: int, sites: Collection[str]) -> dict[str, str]:
+    def misplaced(self, outline: Outline) -> dict[str, str]:
         """Problems of the parts, named by their place."""
         return {
             f"{place}.{name}": text
             for place, part in enumerate(self.parts)
-            for name, text in part.settings.misplaced(n_layers, sites).items()
+            for name, text in part.settings.misplaced(outline).items()
         }
 
     def label(self) -> str:

@@ -159,8 +159,7 @@ def _problems(path: Path, model: str) -> dict[str, str]:
     from experiments.outline import outline
     from experiments.spec import SubjectSpec
 
-    known = outline(SubjectSpec(model=model))
-    return Adopted(path=path).misplaced(known.n_layers, known.sites)
+    return Adopted(path=path).misplaced(outline(SubjectSpec(model=model)))
 
 
 def _described(found: Contents) -> list[str]:

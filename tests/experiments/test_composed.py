@@ -11,6 +11,7 @@ from experiments.canonical import plain_of
 from experiments.dataset import recipe
 from experiments.edit import Add, Prompt
 from experiments.intervention import method
+from experiments.outline import Outline
 from experiments.spec import Experiment, SpecError, from_data
 
 if TYPE_CHECKING:
@@ -106,4 +107,4 @@ def test_what_cannot_be_composed_is_told(parts: Any, reason: str) -> None:
 
 def test_a_layer_that_a_part_cannot_have_is_told_by_its_place() -> None:
     made = composed(VECTOR, {"method": "pca", "layer": 40})
-    assert made.misplaced(30, {"resid"}) == {"1.layer": "40 is out of range; the subject has layers 0 to 29"}
+    assert made.misplaced(Outline(30, {"resid"})) == {"1.layer": "40 is out of range; the subject has layers 0 to 29"}

@@ -19,6 +19,7 @@ from experiments.edit import Add, Edit, LowRank, Project, Prompt, Scale, Site
 from experiments.engine import Engine, Row
 from experiments.exchange import ExchangeError, contents, write_vectors
 from experiments.interventions.adopted import Adopted
+from experiments.outline import Outline
 from experiments.output import OutputError
 from experiments.spec import SubjectSpec
 from experiments.subject import load
@@ -174,11 +175,11 @@ def test_a_file_that_does_not_fit_is_refused_with_the_reason(
 def test_a_plan_says_what_is_wrong_with_a_file_without_its_numbers(tmp_path: Path) -> None:
     path = vector_file(tmp_path / "v.safetensors", {"v.4": noise(32)}, **FOUR)
     sites = ("resid", "q")
-    assert Adopted(path=path).misplaced(5, sites) == {}
-    assert "the subject has layers 0 to 3" in Adopted(path=path).misplaced(4, sites)["path"]
+    assert Adopted(path=path).misplaced(Outline(5, sites)) == {}
+    assert "the subject has layers 0 to 3" in Adopted(path=path).misplaced(Outline(4, sites))["path"]
     gate = vector_file(tmp_path / "g.safetensors", {"v.1": noise(32)}, **FOUR | {"site": "gate"})
-    assert "is for 'gate'; the subject's sites are q, resid" in Adopted(path=gate).misplaced(4, sites)["path"]
-    assert "out of range" in Adopted(path=path, layer=9).misplaced(4, sites)["layer"]
+    assert "is for 'gate'; the subject's sites are q, resid" in Adopted(path=gate).misplaced(Outline(4, sites))["path"]
+    assert "out of range" in Adopted(path=path, layer=9).misplaced(Outline(4, sites))["layer"]
 
 
 def test_what_is_no_file_of_vectors_is_named(tmp_path: Path) -> None:

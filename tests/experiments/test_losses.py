@@ -20,6 +20,7 @@ from experiments.dataset import Conversation, Message, Pair, Side
 from experiments.datasets import _bank
 from experiments.edit import Add, Edit, Site
 from experiments.intervention import method
+from experiments.outline import Outline
 from experiments.separation import Shape, contrastive
 from experiments.taught import Taught
 from experiments.training import Likelihood, Objective, Partial, TrainingError, conversations_of, row, train
@@ -585,7 +586,7 @@ def test_a_loss_that_does_not_see_what_is_trained_is_refused(engine: Engine) -> 
 
 def test_layers_to_read_that_there_are_not_are_told_to_a_plan() -> None:
     made = method("trained_vector")(loss="contrastive", layer=9, read="5-7")
-    found = made.misplaced(4, {"resid"})
+    found = made.misplaced(Outline(4, {"resid"}))
     assert set(found) == {"layer", "read"}
     assert "'5-7' matches none" in found["read"] or "out of range" in found["read"]
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from experiments.edit import Site
 from experiments.intervention import Intervention, method
-from experiments.outline import check_files, outline
+from experiments.outline import Outline, check_files, outline
 from experiments.spec import EMBEDDED, SubjectSpec
-from experiments.subject import Subject, SubjectError
+from experiments.subject import Subject, SubjectError, load
+from experiments.weights import linear_modules
 from tests.tiny import ARCHITECTURES, make_tiny_model, tiny_config
 
 
@@ -24,12 +26,22 @@ def test_layers_and_sites_are_read_from_the_config(tmp_path: Path, architecture:
     assert found.n_layers == 3
     assert "resid" in found.sites
     assert ("gate" in found.sites) == (architecture not in ("gpt2", "gpt_neox"))
+    assert found.widths
+
+
+def test_widths_and_matrices_are_those_of_the_loaded_subject(tmp_path: Path) -> None:
+    for architecture in ARCHITECTURES:
+        folder = make_tiny_model(tmp_path / architecture, architecture=architecture)
+        found, subject = outline(SubjectSpec(model=str(folder))), load(SubjectSpec(model=str(folder), dtype="float32"))
+        assert {name: subject.point(Site(name, 1)).width for name in found.widths} == found.widths  # type: ignore[arg-type]
+        assert set(found.linears) == {name.rpartition(".")[2] for name in linear_modules(subject)}
 
 
 def test_the_outline_is_that_of_the_loaded_subject(tiny_folder: Path, tiny_subject: Subject) -> None:
     found = outline(SubjectSpec(model=str(tiny_folder)))
     assert found.n_layers == tiny_subject.n_layers
     assert set(found.sites) == set(tiny_subject.architecture.family.places)
+    assert found.widths["resid"] == tiny_subject.d_model
     assert outline(SubjectSpec(model=EMBEDDED)).n_layers == 30
 
 
@@ -78,7 +90,7 @@ def test_a_method_says_which_settings_the_subject_cannot_have(
     name: str, settings: dict[str, object], wrong: dict[str, str]
 ) -> None:
     made: Intervention = method(name).model_validate(settings)
-    found = made.misplaced(4, ("resid", "q"))
+    found = made.misplaced(Outline(4, ("resid", "q")))
     assert found.keys() == wrong.keys()
     assert all(found[setting].startswith(text) for setting, text in wrong.items())
 

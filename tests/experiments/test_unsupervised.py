@@ -18,6 +18,7 @@ from experiments.downstream import Downstream, downstream
 from experiments.edit import Add, LowRank, Site
 from experiments.intervention import State, method
 from experiments.interventions.dct import Factors
+from experiments.outline import Outline
 from experiments.radius import calibrate
 from experiments.spheres import Sphere, ascend, drawn, orthogonal
 from experiments.training import conversations_of
@@ -510,11 +511,11 @@ def test_places_that_do_not_exist_are_refused_in_the_plan_and_in_the_fit(engine:
         ({"targets": 9}, "targets"),
     ):
         made = method("melbo")(**settings)
-        assert list(made.misplaced(4, sites)) == [where]
+        assert list(made.misplaced(Outline(4, sites))) == [where]
         with pytest.raises(DepthError):
             made.fit(engine, PAIRS, 0)
-    assert method("melbo")().misplaced(4, sites) == {}
-    assert "no 'mlp_out'" in method("melbo")().misplaced(4, ("resid",))["site"]
+    assert method("melbo")().misplaced(Outline(4, sites)) == {}
+    assert "no 'mlp_out'" in method("melbo")().misplaced(Outline(4, ("resid",)))["site"]
 
 
 def test_data_and_sizes_that_do_not_fit_are_refused(engine: Engine) -> None:

@@ -12,6 +12,7 @@ from experiments.dataset import recipe
 from experiments.edit import Add, Project, Site
 from experiments.engine import Engine, Row
 from experiments.intervention import method
+from experiments.outline import Outline
 from experiments.training import conversations_of, response_loss, row
 from experiments.underlay import Underlaid
 
@@ -100,5 +101,5 @@ def test_what_cannot_be_wrapped_is_told(engine: Engine) -> None:
         wrapped("preventative", strength=0).fit(engine, PAIRS, 0)
     with pytest.raises(FitError, match="mean_diff learns from pairs, and the data are conversations"):
         wrapped("caft").fit(engine, conversations_of(PAIRS), 0)
-    problems = wrapped("caft", direction={"method": "pca", "layer": 9}).misplaced(4, {"resid"})
+    problems = wrapped("caft", direction={"method": "pca", "layer": 9}).misplaced(Outline(4, {"resid"}))
     assert problems == {"direction.layer": "9 is out of range; the subject has layers 0 to 3"}

@@ -1,7 +1,8 @@
 """What contrast pairs show of a subject: activations, log-probabilities and gradients, each computed once.
 
 Every layer of a site is read in the pass that reads one, together with the log-probabilities of the responses, and kept
-while the engine lives: methods and layers that share pairs share the pass.
+while the engine lives: methods and layers that share pairs share the pass. A pass for gradients reads all that as well,
+unless it is known already: where gradients are asked for first, a text passes the subject once in all.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from experiments.dataset import Message
 from experiments.edit import Pool, Site
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.dataset import Pair, Side
-    from experiments.engine import Engine, Row
+    from experiments.engine import Engine, Observed, Row
     from experiments.gradients import Separation
     from experiments.subject import Subject
 
@@ -43,7 +44,7 @@ class Contrast:
     def __init__(self, engine: Engine, pairs: Sequence[Pair], pool: Pool) -> None:
         if not pairs:
             raise FitError("no pairs; at least one is needed")
-        self.engine = engine
+        self._engine = ref(engine)  # what is kept for an engine must not keep the engine
         self.pool = pool
         self.rows = [
             row(engine.subject, pair.messages, side) for pair in pairs for side in (pair.positive, pair.negative)
@@ -60,9 +61,22 @@ class Contrast:
         """How many pairs."""
         return len(self.rows) // 2
 
-    def at(self, site: Site) -> Evidence:
-        """What the pairs show at `site`. Raises SubjectError for a site that the subject lacks."""
+    @property
+    def engine(self) -> Engine:
+        """The engine that reads them, which somebody else must hold."""
+        engine = self._engine()
+        if engine is None:
+            raise FitError("the engine that read these pairs is gone; keep it as long as what it read")
+        return engine
+
+    def at(self, site: Site, loss: Separation | None = None) -> Evidence:
+        """What the pairs show at `site`; where gradients of `loss` will be asked for, they are read in the same pass.
+
+        Raises SubjectError for a site that the subject lacks, and what `gradients` raises.
+        """
         self.engine.subject.point(site)
+        if loss is not None:
+            self.gradients(site, loss)
         self._read([site])
         positive, negative = self._activations[site]
         return Evidence(site, positive, negative, self)
@@ -80,20 +94,26 @@ class Contrast:
 
         known = self._gradients.setdefault((site.name, loss), {})
         if site not in known:
-            known.update(pair_gradients(self.engine, self.rows, site.name, self.pool, loss))
+            fresh = Site(site.name, 0) not in self._activations
+            found, seen = pair_gradients(self.engine, self.rows, site.name, self.pool, loss, observe=fresh)
+            known.update(found)
+            if seen is not None:
+                self._keep(seen)
         if site not in known:
             target = loss.target(self.engine.subject)
             raise FitError(f"{site} has no gradient: the loss is read at resid@{target}; choose a layer below that")
         return known[site]
 
     def _read(self, sites: Sequence[Site], again: bool = False) -> None:
-        import torch
-
         names = sorted({site.name for site in sites if again or site not in self._activations})
         wanted = [Site(name, layer) for name in names for layer in range(self.engine.subject.n_layers)]
-        if not wanted:
-            return
-        found, logprobs = self.engine.observe(self.rows, wanted, self.pool)
+        if wanted:
+            self._keep(self.engine.observe(self.rows, wanted, self.pool))
+
+    def _keep(self, seen: Observed) -> None:
+        import torch
+
+        found, logprobs = seen
         for site, read in found.items():
             self._activations[site] = read[0::2], read[1::2]
         means = torch.stack([each.mean() for each in logprobs])

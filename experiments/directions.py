@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from experiments.contrast import Evidence, FitError, contrast
 from experiments.depth import Depths, layers, shown
 from experiments.edit import Add, Edit, Pool, Site, SiteName
-from experiments.intervention import Intervention, Positions, State, method_name
+from experiments.intervention import Intervention, Positions, Reads, State, method_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.dataset import Pair
     from experiments.engine import Engine
+    from experiments.gradients import Separation
 
 
 class Direction(Intervention):
@@ -42,6 +43,15 @@ class Direction(Intervention):
     positions: Positions = "all"
     """Where the vector is added: `all`, `prompt`, `response` or `last:N` (the last N prompt tokens)."""
 
+    @property
+    def loss(self) -> Separation | None:
+        """The loss whose gradients `direction` asks for; None where it asks for none."""
+        return None
+
+    @property
+    def reads(self) -> Reads:
+        return "activations" if self.loss is None else "gradients"
+
     def direction(self, evidence: Evidence, seed: int) -> Tensor:
         """What n pairs show at a site -> [d] direction of any length and sign."""
         raise TypeError(f"{type(self).__name__} does not implement direction()")
@@ -55,7 +65,7 @@ class Direction(Intervention):
         shows = contrast(engine, data, self.tokens)
         tensors, facts = {}, {}
         for place, layer in enumerate(layers(self.layer, engine.subject.n_layers)):
-            evidence = shows.at(Site(self.site, layer))
+            evidence = shows.at(Site(self.site, layer), self.loss)
             direction = self.direction(evidence, own_seed(seed, place))
             vector, found = orient_and_scale(direction, evidence.differences, evidence.site, self.oriented)
             tensors[str(evidence.site)] = vector

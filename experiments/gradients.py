@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.contrast import Sides
-    from experiments.engine import Engine, Row
+    from experiments.engine import Engine, Observed, Row
     from experiments.subject import Subject
 
 TOKENS = 2048  # of one backward pass
@@ -52,10 +52,10 @@ class Separation:
 
 
 def pair_gradients(
-    engine: Engine, rows: Sequence[Row], name: SiteName, pool: Pool, loss: Separation
-) -> dict[Site, Sides]:
+    engine: Engine, rows: Sequence[Row], name: SiteName, pool: Pool, loss: Separation, observe: bool = False
+) -> tuple[dict[Site, Sides], Observed | None]:
     """Gradients [n, d] float32 of the positive and of the negative side, at site `name` of every layer up to the
-    target.
+    target; and where `observe`, what `Engine.observe` says of the rows at every layer, from the same passes.
 
     `rows` hold the positive and the negative side of every pair in turn. Raises FitError when one is not finite.
     """
@@ -63,12 +63,13 @@ def pair_gradients(
 
     sites = [Site(name, layer) for layer in range(loss.target(engine.subject) + 1)]
     found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    watch = _Watch(engine, name, pool) if observe else None
     for part in _parts(rows):
         leaves = [
             {site: torch.zeros(engine.subject.point(site).width, requires_grad=True) for site in sites} for _ in part
         ]
         edited = [_with_vectors(each, own, pool) for each, own in zip(part, leaves, strict=True)]
-        _loss(engine, edited, loss).backward()
+        _loss(engine, part, edited, loss, watch).backward()
         for site in sites:
             grads = [own[site].grad for own in leaves]
             found[site] += [
@@ -78,7 +79,45 @@ def pair_gradients(
     for site, each in stacked.items():
         if not each.isfinite().all():
             raise FitError(f"gradients at {site} are not finite; use a wider dtype (dtype: float32), or another layer")
-    return {site: (each[0::2], each[1::2]) for site, each in stacked.items() if each.any()}
+    sides = {site: (each[0::2], each[1::2]) for site, each in stacked.items() if each.any()}
+    return sides, None if watch is None else watch.seen()
+
+
+class _Watch:
+    """Reads in passing what `Engine.observe` would: pooled activations at every layer, log-probabilities of responses.
+
+    The vectors of zeros that the rows bear change nothing.
+    """
+
+    def __init__(self, engine: Engine, name: SiteName, pool: Pool) -> None:
+        self.subject, self.pool = engine.subject, pool
+        self.sites = [Site(name, layer) for layer in range(engine.subject.n_layers)]
+        self._read: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
+        self._logprobs: list[Tensor] = []
+
+    def take(self, rows: Sequence[Row], start: Sequence[int], states: Sequence[Tensor], at: dict[Site, Tensor]) -> None:
+        """`states[i]` [k, d]: last hidden states of row i from position `start[i]` on; `at`: all of those at sites."""
+        import torch
+
+        from experiments.pooling import pooled
+        from experiments.scoring import pick
+
+        with torch.no_grad():
+            for site in self.sites:
+                pieces = at[site].detach().float().cpu().split([len(each) for each in states])
+                for row, first, piece in zip(rows, start, pieces, strict=True):
+                    a, b = (place - first for place in pooled(row, self.pool))
+                    self._read[site].append(piece[a:b].mean(0))
+            for row, first, each in zip(rows, start, states, strict=True):
+                where = torch.arange(row.n_prompt - 1 - first, len(row.tokens) - 1 - first, device=each.device)
+                tokens = torch.tensor(row.tokens[row.n_prompt :], device=each.device)
+                self._logprobs.append(pick(self.subject, each.detach(), where, tokens)[0].cpu())
+
+    def seen(self) -> Observed:
+        """All that was read."""
+        import torch
+
+        return {site: torch.stack(each) for site, each in self._read.items()}, self._logprobs
 
 
 def _parts(rows: Sequence[Row]) -> list[Sequence[Row]]:
@@ -106,20 +145,24 @@ def _with_vectors(row: Row, own: dict[Site, Tensor], pool: Pool) -> Row:
     return Row(row.tokens, row.n_prompt, tuple(Add(site, vector, positions) for site, vector in own.items()))
 
 
-def _loss(engine: Engine, rows: Sequence[Row], loss: Separation) -> Tensor:
-    """Sum over pairs."""
+def _loss(engine: Engine, rows: Sequence[Row], edited: Sequence[Row], loss: Separation, watch: _Watch | None) -> Tensor:
+    """Sum over the pairs of `edited`, which are `rows` with vectors of zeros; `watch` reads what passes."""
     import torch
 
-    site = Site("resid", loss.target(engine.subject))
+    target = Site("resid", loss.target(engine.subject))
     published = loss.coherence == "published"
-    spans = [range(0 if published else len(each.tokens) - 1, len(each.tokens)) for each in rows]
-    states, at = engine.trace(rows, spans, [site], above=published)
-    pieces = at[site].float().split([len(span) for span in spans])
-    last = torch.stack([piece[-1] for piece in pieces])
+    first = [0 if published else row.n_prompt - 1 if watch else len(row.tokens) - 1 for row in rows]
+    spans = [range(start, len(row.tokens)) for start, row in zip(first, rows, strict=True)]
+    sites = {target: None} | dict.fromkeys(watch.sites if watch else ())
+    states, at = engine.trace(edited, spans, list(sites), above=published or watch is not None)
+    sizes = [len(span) for span in spans]
+    last = torch.stack([piece[-1] for piece in at[target].float().split(sizes)])
     total = -(last[0::2] - last[1::2]).norm(dim=-1).sum()
+    if watch:
+        watch.take(rows, first, states.split(sizes), at)
     if published:
-        for each, hidden in zip(rows, states.split([len(span) for span in spans]), strict=True):
-            tokens = torch.tensor(each.tokens[1:], device=hidden.device)[:, None]
+        for row, hidden in zip(rows, states.split(sizes), strict=True):
+            tokens = torch.tensor(row.tokens[1:], device=hidden.device)[:, None]
             logp = engine.subject.head(hidden[:-1]).log_softmax(-1).gather(1, tokens)
             total = total + HINGE * (SLACK * logp.detach() - logp).relu().square().mean()
     return total

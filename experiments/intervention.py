@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 DoseKind = Literal["signed_linear", "signed", "one_sided", "on_off"]
 Needs = Literal["pairs", "conversations"]
 
+Reads = Literal["activations", "gradients"]
+"""`gradients` come with the activations of the same pass, so that fits that read them go first."""
 
 def _known(positions: str) -> str:
     last_n(positions)
@@ -86,6 +88,14 @@ class Intervention(Versioned):
                 problems[name] = str(error)
         for name in ("site", "sites"):
             lacking = [site for site in _listed(getattr(self, name, None)) if site not in outline.sites]
+    applied: ClassVar[frozenset[str]] = frozenset()
+    """Settings that only `edits` and `label` look at (which of several vectors a trial takes): trials that differ in
+    nothing else share a fit. Each has a default."""
+
+    @property
+    def reads(self) -> Reads | None:
+        """What `fit` reads of a subject and keeps in the process for other fits on the same data; None for nothing."""
+        return None
             if lacking:
                 problems[name] = f"the subject has no {lacking[0]!r}; its sites are {', '.join(sorted(outline.sites))}"
         return problems

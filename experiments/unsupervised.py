@@ -4,8 +4,8 @@ A fit finds several vectors of norm R at a source layer which change what is at 
 pairs and conversations only the prompts are used. It always holds random vectors of the same norm beside them, says
 which of the vectors do the same thing, and how far each works on prompts it was not trained on.
 
-A trial applies one of them, named by `vector` (and `control` for the random ones): a list there is a grid axis. The
-fit itself does not depend on it, and every such trial repeats it: same settings, data and seed give the same vectors.
+A trial applies one of them, named by `vector` (and `control` for the random ones): a list there is a grid axis, whose
+trials share one fit.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Unsupervised(Intervention):
     """Settings of methods that look for vectors of large effect. A subclass says how it looks."""
 
     needs: ClassVar[tuple[Needs, ...]] = ("pairs", "conversations")
+    applied: ClassVar[frozenset[str]] = frozenset({"vector", "control"})
 
     source: Depths = 0.25
     """Decoder layer that the vectors are added at: a number (-1 is the last), a fraction of the depth, a pattern of

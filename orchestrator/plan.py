@@ -153,13 +153,7 @@ class _Planner:
     def trial(self, trial: Trial) -> PlannedTrial:
         method, identity, settings = self._setting(trial)
         dataset = self.dataset(trial)
-        fit = self.add(
-            "fit",
-            {"subject": self.subject, **identity, "seed": trial.seed},
-            {} if dataset is None else {"data": dataset},
-            trial.label,
-            {"subject": self.subject_spec, "method": method, "settings": settings},
-        )
+        fit = self.fit(trial, dataset, method, identity, settings)
         unit = self.calibrate(trial, fit, dataset, method, settings)
         scores: dict[tuple[int, float], str] = {}
         state = {"state": fit} | ({} if unit is None else {"unit": unit})
@@ -177,6 +171,30 @@ class _Planner:
                 answer = self.add("answer", params, state, label, runtime)
                 scores[index, dose] = self.add("score", {}, {"answer": answer}, label, task)
         return PlannedTrial(trial, dataset, fit, unit, scores)
+
+    def fit(
+        self,
+        trial: Trial,
+        dataset: str | None,
+        method: str,
+        identity: Mapping[str, Any],
+        settings: Mapping[str, Any],
+    ) -> str:
+        """Key of the trial's fit; where the method has settings that are only applied, it takes over a shared one."""
+        params = {"subject": self.subject, **identity, "seed": trial.seed}
+        inputs = {} if dataset is None else {"data": dataset}
+        runtime = {"subject": self.subject_spec, "method": method, "settings": settings}
+        if trial.intervention.reads:
+            runtime["reads"] = trial.intervention.reads
+        applied = trial.intervention.applied
+        if applied:
+            own = {name: value for name, value in identity["settings"].items() if name not in applied}
+            found = {name: value for name, value in settings.items() if name not in applied}
+            shared = self.add(
+                "fit", {**params, "settings": own}, inputs, f"{method} shared", {**runtime, "settings": found}
+            )
+            inputs = {**inputs, "fit": shared}
+        return self.add("fit", params, inputs, trial.label, runtime)
 
     def calibrate(
         self, trial: Trial, fit: str, dataset: str | None, method: str, settings: Mapping[str, Any]

@@ -213,7 +213,8 @@ class _Walk:
         first = min(ready, key=_priority)
         stage = STAGES[first.stage]
         group = [n for n in ready if _priority(n) == _priority(first) and stage.fuse_by(n) == stage.fuse_by(first)]
-        size = min(stage.most, -(-len(group) // slots), self._size(first))
+        share = -(-len(group) // slots) if stage.spread else len(group)
+        size = min(stage.most, share, self._size(first))
         return self._hand_out(Batch(first.stage, tuple(group[:size])))
 
     def _size(self, node: Node) -> int:

@@ -5,6 +5,7 @@ Inputs are read from the store by key, results are published to it, and only out
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 import traceback
@@ -53,12 +54,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Stage:
-    """One kind of node. `order`: lower runs first. `most`: nodes in one worker call; they agree on `fuse_by`."""
+    """One kind of node. `order`: lower runs first. `most`: nodes in one worker call; they agree on `fuse_by`.
+
+    `spread`: such nodes are dealt out over the workers; otherwise they go to one together.
+    """
 
     run: Callable[[Sequence[Node], Store, Workspace], list[Outcome]]
     order: int
     most: int
     fuse_by: Callable[[Node], Hashable]
+    spread: bool = True
 
 
 def run(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
@@ -132,9 +137,14 @@ def _dataset(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[
 
 
 def _fit(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    """Those that read gradients first: what they read serves the others."""
     from experiments import dataset, intervention
 
     def work(node: Node, draft: Publication) -> int:
+        if shared := node.inputs.get("fit"):
+            shutil.copyfile(store.folder(shared) / STATE, draft.folder / STATE)
+            draft.outputs |= {**store.record(shared)["outputs"], "fit_seconds": 0.0}
+            return 0
         method = intervention.method(node.runtime["method"]).model_validate(node.runtime["settings"])
         data: Sequence[Any] = ()
         if source := node.inputs.get("data"):
@@ -152,7 +162,7 @@ def _fit(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outc
         }
         return len(data)
 
-    return _each(nodes, store, work)
+    return _each(sorted(nodes, key=lambda node: node.runtime.get("reads") != "gradients"), store, work)
 
 
 def _calibrate(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
@@ -324,10 +334,17 @@ def _together(node: Node) -> Hashable:
     return None
 
 
+def _reads_alike(node: Node) -> Hashable:
+    """Fits fuse when they read the same data with the same subject, and keep what they read."""
+    if not node.runtime.get("reads"):
+        return node.key
+    return canonical(node.params["subject"]), node.inputs.get("data")
+
+
 STAGES: Mapping[str, Stage] = {
     "dataset": Stage(_dataset, order=0, most=1, fuse_by=_alone),
     "score": Stage(_score, order=1, most=64, fuse_by=_together),
-    "fit": Stage(_fit, order=3, most=1, fuse_by=_alone),
+    "fit": Stage(_fit, order=3, most=256, fuse_by=_reads_alike, spread=False),
     "calibrate": Stage(_calibrate, order=4, most=1, fuse_by=_alone),
     "answer": Stage(_answer, order=5, most=32, fuse_by=_asks_alike),
     "compare": Stage(_compare, order=6, most=1, fuse_by=_alone),

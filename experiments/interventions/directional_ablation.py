@@ -18,7 +18,7 @@ from pydantic import Field
 from experiments.contrast import FitError, contrast
 from experiments.depth import Depths, layers, shown
 from experiments.edit import Edit, Pool, Project, Site, SiteName
-from experiments.intervention import Intervention, Positions, State
+from experiments.intervention import Intervention, Positions, Reads, State
 
 if TYPE_CHECKING:
     from experiments.dataset import Pair
@@ -43,6 +43,10 @@ class DirectionalAblation(Intervention):
     """Where a conversation is read: the mean over the response, its `last` token, or the prompt's last token."""
     positions: Positions = "all"
     """Where it acts: `all`, `prompt`, `response` or `last:N` (the last N prompt tokens)."""
+
+    @property
+    def reads(self) -> Reads:
+        return "activations"
 
     def fit(self, engine: Engine, data: Sequence[Pair], seed: int) -> State:
         """`basis` [components, d], orthonormal, its first row along the mean difference; fact `share`: how much of the

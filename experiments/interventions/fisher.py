@@ -51,9 +51,12 @@ class Fisher(Direction):
     published: bool = False
     """Add the published hinge on log-probabilities to the loss."""
 
+    @property
+    def loss(self) -> Separation:
+        return Separation(self.target, "published" if self.published else "none")
+
     def direction(self, evidence: Evidence, seed: int) -> Tensor:
-        loss = Separation(self.target, "published" if self.published else "none")
-        positive, negative = (each.double() for each in evidence.gradients(loss))
+        positive, negative = (each.double() for each in evidence.gradients(self.loss))
         try:
             if self.dual == "none":
                 return natural_gradient(negative - positive, self.kind, self.damping)

@@ -31,11 +31,14 @@ class SvdGradient(Direction):
     published: bool = False
     """Both sides' gradients, centred, of the loss with the published hinge."""
 
+    @property
+    def loss(self) -> Separation:
+        return Separation(self.target, "published" if self.published else "none")
+
     def direction(self, evidence: Evidence, seed: int) -> Tensor:
         import torch
 
-        loss = Separation(self.target, "published" if self.published else "none")
-        positive, negative = (each.double() for each in evidence.gradients(loss))
+        positive, negative = (each.double() for each in evidence.gradients(self.loss))
         if not self.published:
             return principal(negative - positive)
         both = torch.cat([positive, negative])

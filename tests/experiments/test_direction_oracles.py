@@ -283,7 +283,7 @@ def test_pairs_that_are_the_same_tokens_are_refused_by_name(engine: Engine) -> N
 
 def test_gradients_that_overflow_are_refused(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "experiments.gradients._loss", lambda engine, rows, loss: rows[0].edits[0].vector.sum() * float("inf")
+        "experiments.gradients._loss", lambda _, __, rows, *rest: rows[0].edits[0].vector.sum() * float("inf")
     )
     rows = [row(engine.subject, PAIRS[0].messages, side) for side in (PAIRS[0].positive, PAIRS[0].negative)]
     with pytest.raises(FitError, match="not finite"):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA, TruncatedSVD
 
-from experiments.contrast import Evidence, FitError, contrast, row
+from experiments.contrast import Contrast, Evidence, FitError, contrast, row
 from experiments.dataset import Message, Pair, Side, recipe
 from experiments.directions import orient_and_scale, principal
 from experiments.edit import Site
+from experiments.gradients import Separation
 from experiments.intervention import method
 
 if TYPE_CHECKING:
@@ -187,6 +191,60 @@ def test_fits_that_share_pairs_share_one_pass(engine: Engine, monkeypatch: pytes
     method("pca")(layer=1, tokens="last").fit(engine, pairs, 0)
     method("pca")(layer=1).fit(engine, pairs[:3], 0)
     assert passes == [8, 8, 6]
+
+
+EIGHT = ("mean_diff", "pca", "pca_centred", "pca_weighted", "probe", "sspace", "svd_gradient", "fisher")
+
+
+def tokens_of(engine: Engine, work: Callable[[], object]) -> int:
+    """How many tokens go through the first decoder layer while `work` is done."""
+    seen: list[int] = []
+    handle = engine.subject.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    try:
+        work()
+    finally:
+        handle.remove()
+    return sum(seen)
+
+
+def test_fits_that_read_gradients_leave_what_the_others_read(engine: Engine) -> None:
+    pairs, sites = pairs_of(4, seed=8), [Site("resid", layer) for layer in range(4)]
+    made = [method(name)(layer=layer) for name in EIGHT for layer in range(3)]
+    made.sort(key=lambda each: each.reads != "gradients")
+    assert [each.reads for each in made] == ["gradients"] * 6 + ["activations"] * 18
+    alone = Contrast(engine, pairs, "response_mean")
+    once = tokens_of(engine, lambda: engine.observe(alone.rows, sites, "response_mean"))
+    assert tokens_of(engine, lambda: [each.fit(engine, pairs, 0) for each in made]) == once
+    for pool in ("response_mean", "last", "prompt_last"):
+        first = Contrast(engine, pairs, pool)  # type: ignore[arg-type]
+        first.gradients(SITE, Separation(2, "published" if pool == "last" else "none"))
+        read, logprobs = engine.observe(first.rows, sites, pool)  # type: ignore[arg-type]
+        for site in sites:
+            torch.testing.assert_close(first.at(site).positive, read[site][0::2], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(first.at(site).negative, read[site][1::2], rtol=1e-4, atol=1e-5)
+        means = torch.stack([each.mean() for each in logprobs])
+        torch.testing.assert_close(first.logprobs(), (means[0::2] + means[1::2]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_one_fit_that_reads_gradients_passes_each_text_once_too(engine: Engine) -> None:
+    pairs = pairs_of(4, seed=9)
+    once = tokens_of(engine, lambda: Contrast(engine, pairs, "response_mean").at(SITE))
+    assert tokens_of(engine, lambda: method("fisher")(layer=1).fit(engine, pairs, 0)) == once
+    assert tokens_of(engine, lambda: method("mean_diff")(layer=3).fit(engine, pairs, 0)) == 0
+
+
+def test_what_was_read_does_not_keep_the_engine(tiny_subject: Any) -> None:
+    from experiments.engine import Engine
+
+    engine = Engine(tiny_subject)
+    method("mean_diff")(layer=1).fit(engine, pairs_of(2), 0)
+    shows = contrast(engine, pairs_of(2), "response_mean")
+    gone = ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
+    with pytest.raises(FitError, match="the engine that read these pairs is gone"):
+        shows.at(SITE)
 
 
 def test_pairs_without_a_difference_and_numbers_that_overflow_are_refused() -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from experiments import intervention, spec
+from experiments import intervention, plugin, spec
 from experiments.intervention import Intervention
 from experiments.problem import SpecError
 from experiments.source import parse
@@ -98,6 +98,32 @@ def test_the_compare_node_reads_every_score() -> None:
     assert set(inputs.values()) == keys(made, "score")
     assert inputs["base/0"] == made.base[0]
     assert inputs["3/1/-1.0"] == made.trials[3].scores[1, -1.0]
+
+
+def test_trials_that_differ_in_what_is_applied_alone_share_a_fit() -> None:
+    made = planned(interventions=[{"method": "melbo", "steps": [5, 6], "vector": [0, 1], "control": [False, True]}])
+    own = [made.nodes[one.fit] for one in made.trials]
+    shared = {node.inputs["fit"] for node in own}
+    assert len({node.key for node in own}) == len(own) == 2 * 2 * 2 * 2
+    assert len(shared) == 2 * 2  # steps, seeds
+    for one, node in zip(made.trials, own, strict=True):
+        source = made.nodes[node.inputs["fit"]]
+        assert source.inputs == {"data": one.dataset}
+        left_out = {"vector", "control"}
+        assert source.params["settings"].keys() == node.params["settings"].keys() - left_out
+        assert {**node.params, "settings": None} == {**source.params, "settings": None}
+        assert not left_out & source.runtime["settings"].keys()
+        assert node.runtime["settings"]["vector"] == one.trial.intervention.vector  # type: ignore[attr-defined]
+    lone = planned(interventions=[{"method": "melbo", "steps": 5, "vector": 1}])
+    assert {made.nodes[one.fit].inputs["fit"] for one in made.trials} >= {
+        lone.nodes[one.fit].inputs["fit"] for one in lone.trials
+    }
+
+
+@pytest.mark.parametrize("name", plugin.names("experiments.interventions"))
+def test_what_is_applied_alone_has_a_default(name: str) -> None:
+    made = intervention.method(name)
+    assert all(not made.model_fields[setting].is_required() for setting in made.applied)
 
 
 def test_seeds_share_nothing_and_methods_share_their_data() -> None:

@@ -137,6 +137,12 @@ def test_a_group_is_spread_over_the_workers_there_are() -> None:
     assert len(executor.batches) >= 4
 
 
+def test_fits_that_share_what_they_read_stay_together_however_many_workers_there_are() -> None:
+    executor = FakeExecutor(FakeStore(), slots=4)
+    walk([FakeNode("fit", f"f{n}", group="xy"[n % 2]) for n in range(16)], FakeStore(), executor, quietly)
+    assert [len(batch.nodes) for batch in executor.batches] == [8, 8]
+
+
 def test_a_slow_group_is_handed_out_in_calls_of_minutes_so_that_a_crash_costs_little(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,12 +10,13 @@ import torch
 from evals import findings, items
 from evals.evaluate import Arm
 from experiments import dataset, spec
+from experiments.contrast import Contrast
 from experiments.edit import Add, Prompt, Site
 from experiments.interventions.mean_diff import MeanDiff
 from orchestrator import stages
 from orchestrator.artifact import Store
 from orchestrator.plan import Node, Plan, plan
-from orchestrator.run import LocalExecutor, Summary, walk
+from orchestrator.run import Event, LocalExecutor, Summary, walk
 from orchestrator.workspace import Workspace
 
 LIMIT = 4
@@ -171,6 +172,67 @@ def test_answers_fuse_by_subject_task_and_settings_alone(done: tuple[Plan, Store
     planned, _ = done
     answers = of(planned, "answer")
     groups = {stages.STAGES["answer"].fuse_by(node) for node in answers}
+BRIEF = {"steps": 2, "radius": 2.0, "n": 3, "controls": 1, "prompts": 1, "held_out": 0}
+
+
+def test_one_fit_serves_every_trial_that_applies_another_part_of_it(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiments.interventions.melbo import Melbo
+    from orchestrator.finished import find
+
+    fits: list[int] = []
+    search = Melbo.search
+    monkeypatch.setattr(Melbo, "search", lambda self, *rest: (fits.append(self.vector), search(self, *rest))[1])
+    entry = {"method": "melbo", "vector": [0, 2], **BRIEF}
+    planned = experiment(tiny_folder, interventions=[entry], baselines=[], seeds=[0], doses=[1])
+    store = Store(tmp_path / "store")
+    assert do(planned, store).ok
+    assert len(fits) == 1
+    for vector in (0, 2):
+        found = find(store, f"melbo L0.25 v{vector}")
+        (edit,) = found.edits(2.0)
+        assert isinstance(edit, Add)
+        assert torch.equal(edit.vector, 2.0 * found.state.tensors["vectors"][vector])
+        assert found.record["outputs"]["facts"]["radius"] == 2.0
+        assert found.facts(1.0)["settings"]["vector"] == vector
+
+
+def test_fits_that_read_the_same_data_pass_every_text_once_and_gradients_go_first(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    names = ["mean_diff", "pca_weighted", "directional_ablation", "fisher", "svd_gradient"]
+    entries = [{"method": name, "layer": [1, 2]} for name in names]
+    planned, store = experiment(tiny_folder, interventions=entries, seeds=[0, 1]), Store(tmp_path / "store")
+    workspace = Workspace(threads=1)
+    executor, seen = LocalExecutor(store, workspace), []
+    fits = [node for node in of(planned, "fit") if node.runtime.get("reads")]
+    batches: list[int] = []
+    passed: list[int] = []
+
+    def tell(event: Event) -> None:
+        if event.kind == "start" and event.batch.stage == "fit":
+            batches.append(len(event.batch.nodes))
+
+    walk(of(planned, "dataset"), store, executor, tell)
+    engine = workspace.engine(stages_spec(fits[0]))
+    engine.subject.blocks[0].register_forward_pre_hook(lambda _, inputs: passed.append(inputs[0].shape[1]))
+    assert walk(fits, store, executor, tell).ok
+    assert sorted(batches) == [11, 11]  # five methods at two layers and the random baseline, for each seed
+    total = sum(passed)
+    for data in {node.inputs["data"] for node in fits}:
+        pairs = dataset.load(store.folder(data) / stages.EXAMPLES, "pairs")
+        rows = Contrast(engine, pairs, "response_mean").rows
+        passed.clear()
+        engine.observe(rows, [Site("resid", 1)], "response_mean")
+        seen.append(sum(passed))
+    assert total == sum(seen)
+
+
+def stages_spec(node: Node) -> spec.SubjectSpec:
+    return spec.SubjectSpec.model_validate({**node.runtime["subject"], "dtype": node.params["subject"]["dtype"]})
+
+
     assert len(groups) == 2
     assert len(answers) == 2 * (1 + 4 * 2)
 

@@ -21,6 +21,7 @@ class Chore:
     key: str
     label: str = "quick"
     inputs: dict[str, str] = field(default_factory=dict)
+    runtime: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

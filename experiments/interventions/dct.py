@@ -113,16 +113,16 @@ class Dct(Unsupervised):
         else:
             seen = drawn([out], 1.0, [own_seed(seed, PROJECTIONS + i) for i in range(k)]).to(device)
         _, pulled = effect.pull(put, torch.zeros(len(seen), width, device=device), seen)
-        left, values, right = torch.linalg.svd(pulled.double(), full_matrices=False)
+        _, values, right = torch.linalg.svd(pulled.double(), full_matrices=False)
         v = right[: self.n].float()
         if len(v) < self.n:
             if self.kind == "linear":
                 raise FitError(f"{self.n} linear factors of {len(v)} projections; raise projection or lower n")
             fill = drawn([width], 1.0, [own_seed(seed, FILLERS + i) for i in range(self.n - len(v))])
             v = orthogonal(torch.cat([v, fill.to(device)]))
-        exact = k is None and self.kind == "linear"
-        u = left[:, : self.n].T.float() if exact else effect.mean_changes(put(radius * v))
-        return Factors(unit(u), v, values[: self.n].float() if self.kind == "linear" else None)
+        if self.kind == "linear":
+            return Factors(unit(effect.push(put, v)), v, values[: self.n].float())
+        return Factors(unit(effect.mean_changes(put(radius * v))), v)
 
     def iterate(self, effect: Downstream, put: Arms, factors: Factors, radius: float) -> list[float]:
         """Change `factors` by power iteration; the sum over factors of <u, what v does> in each iteration."""

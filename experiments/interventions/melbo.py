@@ -77,6 +77,11 @@ class Melbo(Unsupervised):
             raise ValueError("form lora needs a radius: the rule that finds one is about vectors; 0.35 is the post's")
         if self.form == "lora" and self.orthogonal:
             raise ValueError("form lora cannot be orthogonal: that is defined for vectors; use form bias")
+        if self.form == "lora" and (self.site != "mlp_out" or self.positions != "all"):
+            raise ValueError(
+                f"form lora changes the weight behind mlp_out, for every token; site {self.site} and positions "
+                f"{self.positions} would mean nothing: leave them out, or use form bias"
+            )
         return self
 
     def search(self, engine: Engine, effect: Downstream, source: Site, seed: int) -> Found:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +16,7 @@ from experiments.contrast import FitError
 from experiments.dataset import recipe
 from experiments.depth import DepthError
 from experiments.directions import own_seed
-from experiments.downstream import Downstream, downstream
+from experiments.downstream import Cell, Downstream, downstream
 from experiments.edit import Add, LowRank, Site
 from experiments.intervention import State, method
 from experiments.interventions.dct import Factors
@@ -164,6 +166,77 @@ def test_on_a_toy_mlp_the_objective_rises_and_every_vector_is_that_of_the_publis
         torch.testing.assert_close(curve[:, index], torch.tensor(values), rtol=1e-5, atol=1e-6)
 
 
+class Toy:
+    """Prompts and targets of a toy map theta -> Z [tokens, width] each, as `Downstream` gives them."""
+
+    def __init__(self, maps: list[list[Callable[[Tensor], Tensor]]]) -> None:
+        self.maps = maps
+        self.engine: Any = SimpleNamespace(
+            subject=SimpleNamespace(device="cpu", point=lambda _: SimpleNamespace(width=16))
+        )
+
+    def changes(self, arms: Sequence[Any]) -> Iterator[list[Cell]]:
+        zero = torch.zeros(16)
+        for index, targets in enumerate(self.maps):
+            yield [
+                Cell(arm, index, tuple(z(edit.vector) - z(zero) for z in targets)) for arm, (edit,) in enumerate(arms)
+            ]
+
+    def search(self, seed: int = 0, **settings: Any) -> Any:
+        made: Any = method("melbo")(radius=1.5, **settings)
+        return made.search(self.engine, self, Site("mlp_out", 0), seed)
+
+
+def layer(seed: int, tokens: int) -> Callable[[Tensor], Tensor]:
+    """A toy MLP whose input of `tokens` rows is shifted by theta."""
+    random = torch.Generator().manual_seed(seed)
+    first, second, at = (torch.randn(n, 16, generator=random) / 4 for n in (16, 16, 4 * tokens))
+    return lambda theta: torch.tanh((4 * at[:tokens] + theta) @ first) @ second
+
+
+@pytest.mark.parametrize(("p", "q"), [(2.0, None), (2.0, 1.0), (4.0, None), (3.0, 1.5), (1.0, 2.0)])
+def test_on_a_toy_mlp_a_search_maximises_the_formula_for_every_exponent(p: float, q: float | None) -> None:
+    maps = [[layer(1, 3), layer(2, 3)], [layer(3, 5), layer(4, 5)]]  # two prompts, two targets
+
+    def worth(theta: Tensor) -> Tensor:
+        total = torch.zeros(())
+        for targets in maps:
+            for z in targets:
+                change = z(theta) - z(torch.zeros(16))
+                lengths = [sum(number**2 for number in token) ** 0.5 for token in change]
+                total = total + sum(length**p for length in lengths) ** (1 / (q or p))
+        return total
+
+    found = Toy(maps).search(n=2, controls=3, steps=25, learning_rate=2e-3, p=p, q=q)
+    objective = torch.tensor(found.facts["objective"])
+    assert (objective.diff() > 0).all()
+    for index in range(2):
+        start = drawn([16], 1.5, [own_seed(0, index)])[0]
+        alone, values = published(worth, start, 1.5, 25, 2e-3)
+        assert cosine(found.vectors["vectors"][index], alone) >= 1 - 1e-6
+        assert cosine(start, alone) < 0.9999
+        assert found.facts["first"][index] == pytest.approx(values[0], rel=1e-4)
+    norms = torch.cat([found.vectors["vectors"], found.controls["vectors"]]).norm(dim=1)
+    torch.testing.assert_close(norms, torch.full((5,), 1.5))
+
+
+def test_where_the_map_is_linear_orthogonal_vectors_are_its_singular_vectors_in_order() -> None:
+    random = torch.Generator().manual_seed(3)
+    left, right = (torch.linalg.qr(torch.randn(16, 16, generator=random))[0] for _ in range(2))
+    values = torch.tensor([5.0, 4, 3, 2] + [0.5] * 12)
+    matrix = left @ values.diag() @ right.T
+    toy = Toy([[lambda theta, n=n: (matrix @ theta).expand(n, 16)] for n in (3, 7)])
+    found = toy.search(n=3, steps=400, orthogonal=True, learning_rate=0.02)
+    vectors = found.vectors["vectors"]
+    assert (vectors.double() @ vectors.double().T / 1.5**2 - torch.eye(3).double()).abs().max() <= 1e-5
+    for index in range(3):
+        assert abs(cosine(vectors[index], right[:, index])) >= 0.999
+    best = 1.5 * (3**0.5 + 7**0.5) * values[:3].mean().item()  # R s_k sqrt(tokens), over prompts, a vector on average
+    assert found.facts["objective"][-1] == pytest.approx(best, rel=1e-3)
+    free = toy.search(n=3, steps=400, learning_rate=0.02).vectors["vectors"]
+    assert all(abs(cosine(vector, right[:, 0])) >= 0.999 for vector in free)  # each for itself: all find the first
+
+
 def test_a_value_that_is_not_finite_is_told_with_its_step() -> None:
     leaf = drawn([4], 1.0, [0]).requires_grad_()
 
@@ -235,6 +308,28 @@ def test_a_vector_does_not_depend_on_how_many_are_trained_beside_it(engine: Engi
     torch.testing.assert_close(many[0], one[0], rtol=1e-3, atol=1e-3)
 
 
+def test_vectors_are_rows_of_one_batch_that_share_what_is_below_the_source_and_end_at_the_target(
+    engine: Engine,
+) -> None:
+    effect = effect_of(engine, 2, "all", target=2)
+    seen: dict[int, list[int]] = {index: [] for index in range(4)}
+    handles = [
+        block.register_forward_pre_hook(lambda _, inputs, index=index: seen[index].append(inputs[0].shape[1]))
+        for index, block in enumerate(engine.subject.blocks)
+    ]
+    vectors = drawn([D], 1.0, list(range(5))).requires_grad_()
+    try:
+        (cells,) = effect.changes(method("melbo")().put(Site("mlp_out", SOURCE))(vectors))  # type: ignore[attr-defined]
+    finally:
+        for handle in handles:
+            handle.remove()
+    texts = [row.tokens for row in effect.prompts]
+    shared = next(index for index, both in enumerate(zip(*texts, strict=False)) if len(set(both)) > 1)
+    once = sum(map(len, texts)) - shared  # what both prompts begin with is computed once as well
+    assert seen == {0: [once], 1: [once * 5], 2: [once * 5], 3: []}
+    assert len(cells) == 5 * 2
+
+
 def test_passes_of_few_tokens_give_the_same_vectors(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = method("melbo")(steps=5, **BRIEF).fit(engine, PAIRS, 0)
     monkeypatch.setattr("experiments.downstream.TOKENS", 100)
@@ -283,6 +378,17 @@ def test_a_trial_applies_the_vector_it_names(engine: Engine) -> None:
     (chance,) = method("melbo")(control=True, **BRIEF).edits(state, 1.0)
     assert torch.equal(chance.vector, state.tensors["random.vectors"][0])  # type: ignore[union-attr]
     assert made.label() == "melbo L0.25 v2"
+
+
+@pytest.mark.parametrize("name", ["melbo", "dct"])
+def test_a_fit_does_not_look_at_which_vector_is_applied(name: str, engine: Engine) -> None:
+    brief = BRIEF | ({"steps": 2} if name == "melbo" else {"iterations": 1})
+    assert method(name).applied == {"vector", "control"}
+    one = method(name)(**brief).fit(engine, PAIRS, 0)
+    for applied in ({"vector": 2}, {"control": True}):
+        other = method(name)(**brief | applied).fit(engine, PAIRS, 0)
+        assert one.facts == other.facts
+        assert all(torch.equal(one.tensors[key], other.tensors[key]) for key in one.tensors)
 
 
 # derivatives, radius, factors
@@ -376,6 +482,10 @@ def test_linear_factors_are_the_singular_vectors_of_the_dense_jacobian(engine: E
         v, u = state.tensors["vectors"][index], state.tensors["outputs"][index]
         assert abs(cosine(v, right[index])) >= 0.9999
         assert cosine(u, left[:, index]) * cosine(v, right[index]) >= 0.9998  # the same side of both
+    projected = made.model_copy(update={"projection": 8}).fit(engine, PAIRS, 0)
+    pushed = projected.tensors["vectors"] @ dense(engine, rows_of(engine, 2), 2, 3).T
+    for index in range(4):
+        assert cosine(projected.tensors["outputs"][index], pushed[index]) >= 0.9999
     seen = method("dct")(kind="linear", projection=3, radius=1.0, n=4)
     with pytest.raises(FitError, match="4 linear factors of 3 projections; raise projection or lower n"):
         seen.fit(engine, PAIRS, 0)
@@ -409,6 +519,17 @@ def test_exponential_factors_are_those_of_the_formula_around_plain_transformers(
         assert cosine(factors.v[index], v[index]) >= 0.999
         if published:
             assert cosine(factors.u[index], u[index]) >= 0.999
+
+
+def test_power_iteration_raises_what_the_factors_explain(engine: Engine) -> None:
+    made = method("dct")(iterations=6, **BRIEF)
+    state = made.fit(engine, PAIRS, 0)
+    objective = state.facts["objective"]
+    assert objective[-1] > objective[0] * 1.05
+    vectors = state.tensors["vectors"].double() / 2.0
+    assert (vectors @ vectors.T - torch.eye(3).double()).abs().max() <= 1e-5
+    chance = effect_of(engine, 1).mean_changes(made.put(Site("mlp_out", SOURCE))(state.tensors["random.vectors"]))  # type: ignore[attr-defined]
+    assert objective[-1] / 3 > chance.norm(dim=1).mean()
 
 
 def test_factors_are_ranked_by_the_weights_that_fit_what_they_do(engine: Engine) -> None:
@@ -496,6 +617,10 @@ def test_distances_are_jensen_shannon_and_equal_effects_are_one_behaviour(engine
         ("melbo", {"target_tokens": "first:3"}, "is no slice of tokens; allowed: all, last:N"),
         ("melbo", {"form": "lora"}, "form lora needs a radius"),
         ("melbo", {"form": "lora", "radius": 1.0, "orthogonal": True}, "form lora cannot be orthogonal"),
+        ("melbo", {"form": "lora", "radius": 1.0, "site": "resid"}, "site resid and positions all would mean nothing"),
+        ("melbo", {"form": "lora", "radius": 1.0, "positions": "last:1"}, "positions last:1 would mean nothing"),
+        ("melbo", {"controls": 0}, "greater than or equal to 1"),
+        ("dct", {"controls": 0}, "greater than or equal to 1"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(name: str, settings: dict[str, Any], message: str) -> None:

@@ -178,8 +178,21 @@ def _put_in(subject: Subject, modules: Mapping[str, nn.Module], config: PeftConf
                     subject.model.get_submodule(name)(like.new_zeros(1, matrix_shape(module)[1]))  # type: ignore[operator]
         except Exception as error:  # each tuner raises what it likes
             shown = str(error) or type(error).__name__
-            raise TrainingError(f"PEFT's {getattr(kind, 'value', kind)} cannot adapt this subject: {shown}") from error
+            raise TrainingError(
+                f"PEFT's {getattr(kind, 'value', kind)} cannot adapt this subject: {shown}; {_instead(modules)}"
+            ) from error
     return tuner
+
+
+def _instead(modules: Mapping[str, nn.Module]) -> str:
+    """What to change where PEFT refuses `modules`."""
+    turned = sorted({name.rpartition(".")[2] for name, module in modules.items() if transposed(module)})
+    if not turned:
+        return "change its rank or options, or take another tuner"
+    return (
+        f"{', '.join(turned)} are stored transposed here, which not every tuner takes: use lora, or one that "
+        "docs/certified.md certifies on GPT-2"
+    )
 
 
 def plain_lora(layer: Any) -> bool:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 STEP = 4.0
 BETWEEN = 4
 REFINEMENTS = 6
+ORIENTED_BY = 2
+"""Fewest pairs that a sign is taken from."""
 ROWS = 16
 """Answers whose distributions are held at once."""
 
@@ -59,7 +61,12 @@ class Calibrated:
     met: bool
     tried: list[tuple[float, float]] = field(default_factory=list)
     margin: float | None = None
-    """Mean over pairs of how much a dose of +1 moves log p(positive) - log p(negative) against a dose of -1, nats."""
+    """Mean over pairs of how much a dose of +1 moves log p(positive) - log p(negative) against a dose of -1, nats, as
+    the dose was before it was turned."""
+    pairs: int = 0
+    """How many pairs that is the mean of."""
+    margin_se: float | None = None
+    """Its standard error over pairs."""
 
     def facts(self) -> dict[str, Any]:
         """What a record keeps; damage that is not finite is None."""
@@ -71,6 +78,8 @@ class Calibrated:
             "met": self.met,
             "flipped": flipped,
             "margin": self.margin,
+            "margin_se": self.margin_se,
+            "pairs": self.pairs,
             "tried": tried,
         }
 
@@ -80,7 +89,7 @@ def calibrate(
 ) -> Calibrated:
     """The dose at which `edits_of(dose)` does the damage that is `wanted`. `pairs` are needed to orient.
 
-    Raises CalibrationError for damage out of reach, and for pairs whose sides say the same.
+    Raises CalibrationError for damage out of reach, and for fewer than two pairs or pairs whose sides say the same.
     """
     signs = (1.0,) if kind == "one_sided" else (1.0, -1.0)
     kl = wanted.measure == "kl"
@@ -94,8 +103,11 @@ def calibrate(
     met = abs(achieved - wanted.target) <= wanted.tolerance * wanted.target
     if not wanted.orient or kind == "one_sided":
         return Calibrated(unit, achieved, met, tried)
-    margin = _margin(engine, edits_of, unit, pairs)
-    return Calibrated(-unit if margin < 0 else unit, achieved, met, tried, margin)
+    margins = _margins(engine, edits_of, unit, pairs)
+    margin, error = float(margins.mean()), float(margins.std(ddof=1) / len(margins) ** 0.5)
+    if not math.isfinite(margin):
+        raise CalibrationError(f"orient: log-probabilities at dose {unit:g} are not finite; lower calibrate.target")
+    return Calibrated(-unit if margin < 0 else unit, achieved, met, tried, margin, len(pairs), error)
 
 
 def solve(damage: Damage, wanted: Calibrate) -> tuple[float, list[tuple[float, float]]]:
@@ -251,12 +263,17 @@ def _nll(engine: Engine, texts: Sequence[str], arms: Sequence[Sequence[Edit]]) -
     return [mean if math.isfinite(mean) else math.inf for mean in means]
 
 
-def _margin(engine: Engine, edits_of: EditsOf, unit: float, pairs: Sequence[Pair]) -> float:
-    """Mean over pairs of half of what +unit instead of -unit adds to log p(positive) - log p(negative), nats per token.
+def _margins(engine: Engine, edits_of: EditsOf, unit: float, pairs: Sequence[Pair]) -> np.ndarray:
+    """For each pair half of what +unit instead of -unit adds to log p(positive) - log p(negative), nats per token.
 
     Both sides' words are read as answers to the neutral prompt, in the subject's own context.
     """
-    if not pairs or all(pair.positive.response == pair.negative.response for pair in pairs):
+    if len(pairs) < ORIENTED_BY:
+        raise CalibrationError(
+            f"orient: a sign is not taken from {len(pairs)} pairs; give the trial data.pairs with at least "
+            f"{ORIENTED_BY}, better many, or leave `orient` out"
+        )
+    if all(pair.positive.response == pair.negative.response for pair in pairs):
         raise CalibrationError(
             "orient: the pairs' sides say the same words, so nothing tells which way is positive; use pairs with "
             "responses of their own, or leave `orient` out"
@@ -267,8 +284,8 @@ def _margin(engine: Engine, edits_of: EditsOf, unit: float, pairs: Sequence[Pair
         sides = [(pair, side) for pair in pairs for side in (pair.positive, pair.negative)]
         rows = [_said(engine, pair.messages, side.response, edits) for pair, side in sides]
         logs = np.array([float(values.double().mean()) for values in engine.token_logprobs(rows)])
-        margins.append(float((logs[0::2] - logs[1::2]).mean()))
-    return (margins[0] - margins[1]) / 2
+        margins.append(logs[0::2] - logs[1::2])
+    return np.asarray((margins[0] - margins[1]) / 2)
 
 
 def _said(engine: Engine, asked: Sequence[Message], answer: str, edits: Sequence[Edit]) -> Row:

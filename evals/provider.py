@@ -121,6 +121,7 @@ class OrchAPI(ModelAPI):
         if options_of(input) is not None:
             (scored,) = await self.score_options([input])
             return self._output(likeliest(scored["options"]), row, 1, metadata=scored)
+        count(found, plain(input), rendered)
         if config.prompt_logprobs is not None:
             return await self._tokens(found, row)
         return await self._sample(found, row, config)
@@ -138,6 +139,7 @@ class OrchAPI(ModelAPI):
             if options is None:
                 raise ProviderError("a question without options metadata; forced choice needs them")
             rendered = render(found, messages)
+            count(found, messages, rendered)
             row = Row(rendered.tokens, rendered.n_prompt, found.edits)
             tokens = option_tokens(found.engine.subject, options, messages)
             requests.append(Request(self.model_name, row, ("options", TOP), options=tokens))
@@ -214,6 +216,17 @@ def render(found: Registered, messages: list[dict[str, str]]) -> Rendered:
         subject = found.engine.subject
         _RENDERED[cached] = subject.render(messages, system=prompt.system, prefix=prompt.prefix or "")
     return _RENDERED[cached]
+
+
+def count(found: Registered, messages: list[dict[str, str]], rendered: Rendered) -> None:
+    """Add to the engine's `fired` what the arm's Prompt changes: the stretch in which both renderings differ."""
+    if found.prompt.system is None and found.prompt.prefix is None:
+        return
+    before, after = render(found._replace(prompt=Prompt()), messages).tokens, rendered.tokens
+    shorter = min(len(before), len(after))
+    same = next((at for at in range(shorter) if before[at] != after[at]), shorter)
+    tail = next((at for at in range(shorter - same) if before[-1 - at] != after[-1 - at]), shorter - same)
+    found.engine.fired[found.prompt] += max(len(before), len(after)) - same - tail
 
 
 def shown(found: Registered, scores: Any) -> dict[str, Any]:

@@ -150,11 +150,12 @@ class Table:
         seeds: dict[float, list[int]] = {}
         target: dict[float, list[Array]] = {}
         others: dict[float, list[Array]] = {}
-        failures = []
+        failures: dict[str, list[str]] = {}
         for arm in sorted(group.arms.get(self.eval.name, ()), key=lambda arm: (arm.dose, arm.seed)):
             where = f"{group.label} seed {arm.seed} dose {arm.dose:g} on {self.eval.name}"
             if arm.items is None:
-                failures.append(f"seed {arm.seed} dose {arm.dose:g}: {arm.failure or 'no reason given'}")
+                places = failures.setdefault(arm.failure or "no reason given", [])
+                places.append(f"seed {arm.seed} dose {arm.dose:g}")
                 continue
             if arm.seed in seeds.setdefault(arm.dose, []):
                 raise CompareError(f"{where} is there twice; give each arm once")
@@ -166,7 +167,7 @@ class Table:
             {dose: tuple(found) for dose, found in seeds.items()},
             {dose: np.stack(found) for dose, found in target.items()},
             {dose: np.stack(found) for dose, found in others.items()},
-            tuple(failures),
+            tuple(f"{_few(places)}: {reason}" for reason, places in failures.items()),
         )
 
     def _lined_up(self, items: Sequence[Scored], where: str) -> tuple[Array, Array]:
@@ -234,6 +235,11 @@ def occupied(members: Array) -> Array:
 def finite(value: float | Array | None) -> float | None:
     """A plain finite float, else None: what goes into records and tables."""
     return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _few(places: Sequence[str], most: int = 4) -> str:
+    """`seed 0 dose -1, seed 0 dose 1 and 6 more`."""
+    return ", ".join(places[:most]) + (f" and {len(places) - most} more" if len(places) > most else "")
 
 
 def first_words(reasons: Iterable[str], most: int = 2) -> str:

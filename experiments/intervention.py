@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 DoseKind = Literal["signed_linear", "signed", "one_sided", "on_off"]
 Needs = Literal["pairs", "conversations"]
-
 Reads = Literal["activations", "gradients"]
 """`gradients` come with the activations of the same pass, so that fits that read them go first."""
+
 
 def _known(positions: str) -> str:
     last_n(positions)
@@ -36,6 +37,10 @@ Positions = Annotated[str, AfterValidator(_known)]
 """A setting that says where an edit acts: `all`, `prompt`, `response` or `last:N`."""
 
 
+class StateError(ValueError):
+    """A state that must not be kept: what in it is no number."""
+
+
 @dataclass(frozen=True)
 class State:
     """What `fit` learned: named tensors, and JSON-able facts about them (sites, scales, losses)."""
@@ -44,11 +49,19 @@ class State:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, facts in its metadata."""
+        """Write one safetensors file, facts in its metadata. Raises StateError for what is not finite."""
         from safetensors.torch import save_file
 
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}
-        save_file(tensors, path, metadata={"facts": json.dumps(dict(self.facts), allow_nan=False)})
+        wrong = [*(name for name, each in tensors.items() if not each.isfinite().all()), *_unbounded(self.facts)]
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise StateError(
+                f"the fit found NaN or infinity ({wrong[0]}{more}); use dtype float32, and a lower learning_rate where "
+                "the method has one"
+            )
+        facts = json.dumps(dict(self.facts), allow_nan=False)
+        save_file(tensors, path, metadata={"facts": facts})
 
     @classmethod
     def load(cls, path: Path) -> State:
@@ -57,7 +70,16 @@ class State:
 
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            return cls({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
+            # Cloned: in the mapped file tensors lie off a matrix product's alignment, which changes its last digits.
+            return cls({name: file.get_tensor(name).clone() for name in file.keys()}, facts)  # noqa: SIM118
+
+
+def _unbounded(facts: Any, path: str = "") -> list[str]:
+    """Paths of the numbers in `facts` that are not finite."""
+    if isinstance(facts, float):
+        return [] if math.isfinite(facts) else [path]
+    parts = facts.items() if isinstance(facts, Mapping) else enumerate(facts) if isinstance(facts, list | tuple) else ()
+    return [found for name, part in parts for found in _unbounded(part, f"{path}.{name}" if path else str(name))]
 
 
 class Intervention(Versioned):
@@ -66,6 +88,14 @@ class Intervention(Versioned):
     needs: ClassVar[tuple[Needs, ...]] = ("pairs",)
     """Kinds of data `fit` accepts, most wanted first; () when it takes none."""
     dose_kind: ClassVar[DoseKind] = "signed_linear"
+    applied: ClassVar[frozenset[str]] = frozenset()
+    """Settings that only `edits` and `label` look at (which of several vectors a trial takes): trials that differ in
+    nothing else share a fit. Each has a default."""
+
+    @property
+    def reads(self) -> Reads | None:
+        """What `fit` reads of a subject and keeps in the process for other fits on the same data; None for nothing."""
+        return None
 
     def fit(self, engine: Engine, data: Sequence[Any], seed: int) -> State:
         """Learn from `data` (all of one kind that `needs` names). The same seed gives the same state."""
@@ -88,14 +118,6 @@ class Intervention(Versioned):
                 problems[name] = str(error)
         for name in ("site", "sites"):
             lacking = [site for site in _listed(getattr(self, name, None)) if site not in outline.sites]
-    applied: ClassVar[frozenset[str]] = frozenset()
-    """Settings that only `edits` and `label` look at (which of several vectors a trial takes): trials that differ in
-    nothing else share a fit. Each has a default."""
-
-    @property
-    def reads(self) -> Reads | None:
-        """What `fit` reads of a subject and keeps in the process for other fits on the same data; None for nothing."""
-        return None
             if lacking:
                 problems[name] = f"the subject has no {lacking[0]!r}; its sites are {', '.join(sorted(outline.sites))}"
         return problems

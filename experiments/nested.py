@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SerializeAsAny, model_validator
 
-from experiments.intervention import Intervention, method
+from experiments.contrast import FitError
+from experiments.intervention import Intervention, State, method
 from experiments.plugin import Frozen
+
+if TYPE_CHECKING:
+    from experiments.engine import Engine
 
 
 class Part(Frozen):
@@ -38,6 +43,13 @@ class Part(Frozen):
             "dose": data.get("dose"),
             "settings": made.model_validate(own),
         }
+
+    def fitted(self, engine: Engine, data: Sequence[Any], seed: int, place: str) -> State:
+        """What its fit learns. Raises FitError, in which the part is named, for whatever its own settings raise."""
+        try:
+            return self.settings.fit(engine, data, seed)
+        except ValueError as error:
+            raise FitError(f"{place}, {self.settings.label()}: {error}") from error
 
     def at(self, dose: float) -> float:
         """The part's dose where the trial's is `dose`."""

@@ -62,7 +62,7 @@ def outline(spec: SubjectSpec) -> Outline:
 
 def _outline(family: Family, n_layers: int, width: int | None) -> Outline:
     """Sites and matrices are the family's."""
-    widths = {name: width for name in _STREAM if name in family.places} if width else {}
+    widths: dict[str, int] = {name: width for name in _STREAM if name in family.places} if width else {}
     linears = sorted({family.places[name].module.rpartition(".")[2] for name in _MATRICES if name in family.places})
     return Outline(n_layers, tuple(family.places), widths, tuple(linears))
 

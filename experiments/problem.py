@@ -143,9 +143,13 @@ def _text(detail: ErrorDetails, path: SpecPath, model: type[BaseModel]) -> str:
         text += (near := nearest(value, [name.strip().strip("'") for name in expected.split(",")])) and f"{near}"
     if detail["type"] in ("tuple_type", "list_type", "set_type"):
         text += " (a list is a grid axis; a setting that is itself a list is written [[...]])"
-    return (
-        text if isinstance(value, BaseModel | Mapping) else f"{text}; got {shown(value)}{_yaml_boolean(value, detail)}"
-    )
+    return text if _whole(value) else f"{text}; got {shown(value)}{_yaml_boolean(value, detail)}"
+
+
+def _whole(value: Any) -> bool:
+    """True for what is no value but a part of a spec, or a list of such parts: showing it would say nothing."""
+    several = isinstance(value, list | tuple) and len(value) > 0
+    return all(_whole(each) for each in value) if several else isinstance(value, BaseModel | Mapping)
 
 
 def _yaml_boolean(value: Any, detail: ErrorDetails) -> str:

@@ -221,11 +221,21 @@ class Experiment(Frozen):
                 f"doses {doses} lack the opposite sign: no odd part (s(+c) - s(-c)) / 2 there for {methods}, "
                 "so steering cannot be told from disturbance"
             )
+        notes += [f"{one.label} {text}" for one in self._settings if (text := self._unused(one))]
         if "random" not in self.baselines and not any(s.method == "random" for s in self._settings):
             notes.append("no random baseline: nothing says what any change of that size would have done")
         if len(self.seeds) == 1 and any(s.intervention.needs for s in self._settings):
             notes.append("one seed: the leaderboard cannot tell an effect from luck in data and fitting")
         return notes
+
+    def _unused(self, setting: Setting) -> str:
+        """What is told of a method that cannot use all doses; baselines that run beside the others need no note."""
+        kind = setting.intervention.dose_kind
+        used = fitting(self.doses, kind)
+        if setting.baseline or set(used) == set(self.doses):
+            return ""
+        why = "is on or off, so that only signs count" if kind == "on_off" else "takes positive doses only"
+        return f"{why}: it runs at {', '.join(f'{dose:g}' for dose in used)}"
 
 
 def too_many(trials: int, limit: int) -> str:

@@ -143,7 +143,7 @@ def train(
     Conversations as the goal mean that their last messages become likely. The edits are built from the parameters anew
     for every backward pass. The order of examples follows `seed`. `constrain` is called without gradients after every
     step, to put parameters back to where they may be. Raises TrainingError without examples or response tokens, for a
-    loss that does not depend on the parameters, and for a loss or gradient that is not finite.
+    loss that does not depend on the parameters, and for a loss, gradient or parameter that is not finite.
     """
     import torch
 
@@ -169,6 +169,11 @@ def train(
         curve.append(loss)
         for name, value in told.items():
             logs[name].append(value)
+    if not all(bool(each.norm().isfinite()) for each in parameters):  # no loss came after the last step to show it
+        raise TrainingError(
+            f"after step {steps} of {steps} what was trained is not finite; lower learning_rate (now "
+            f"{settings.learning_rate:g}), or use dtype float32"
+        )
     return Losses(tuple(curve), {name: tuple(values) for name, values in logs.items()}, objective.facts())
 
 

@@ -63,9 +63,9 @@ class Wrapped(Intervention):
                 f"{self.direction.method} learns from pairs, and the data are conversations; use data.pairs, whose "
                 "positive responses are what is trained on, or a direction from a file"
             )
-        found = self.direction.settings.fit(engine, given, seed)
+        found = self.direction.fitted(engine, given, seed, "direction")
         under = self.under(self.direction.settings.edits(found, 1.0))
-        state = self.wraps.settings.fit(Underlaid(engine, under), data, seed)
+        state = self.wraps.fitted(Underlaid(engine, under), data, seed, "wraps")
         return State(state.tensors, {"wrapped": dict(state.facts), "direction": dict(found.facts)})
 
     def edits(self, state: State, dose: float) -> list[Edit]:

@@ -75,6 +75,19 @@ def node(registry: Registry, key: str | None) -> dict[str, Any]:
     return row | {name: json.loads(row[name]) for name in ("params", "outputs", "versions") if row[name] is not None}
 
 
+def calibration(registry: Registry, fit: str | None, unit: float | None) -> dict[str, Any]:
+    """What the calibration of `fit` that gave `unit` found: damage, whether the sign was flipped and why; {} without.
+
+    Every dose that it tried is in its record.
+    """
+    sql = """select n.outputs from nodes n join node_inputs i on i.node = n.key
+             where n.stage = 'calibrate' and i.role = 'state' and i.input = ?
+             and json_extract(n.outputs, '$.unit') = ?"""
+    rows = registry.query(sql, [fit, unit]) if fit and unit is not None else []
+    found: dict[str, Any] = json.loads(rows[0]["outputs"]) if rows else {}
+    return {name: value for name, value in found.items() if name != "tried"}
+
+
 def identity(registry: Registry, found: Found) -> dict[str, Any]:
     """What makes a trial what it is, flat: method, settings, subject and data, as they enter keys; without the seed."""
     fit = next((row["fit"] for row in found.seeds if row["fit"]), None)

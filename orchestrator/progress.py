@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -198,8 +199,9 @@ def failures(event: Event) -> list[str]:
 
 
 def last_line(text: str) -> str:
-    """The last line that says something: of a traceback, the error itself."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    """The last line that says something: of a traceback, the error itself, its class without the module's name."""
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    return re.sub(r"^(?:\w+\.)+(\w+: )", r"\1", last)
 
 
 def clock(seconds: float) -> str:

@@ -227,7 +227,10 @@ def _arm(node: Node, store: Store) -> Arm:
     dose = node.params["dose"]
     if unit := node.inputs.get("unit"):
         dose *= store.record(unit)["outputs"]["unit"]
-    return Arm(_model_name(node), tuple(method.edits(state, dose)), f"{node.label} dose {dose:g}")
+    label, edits = f"{node.label} dose {dose:g}", tuple(method.edits(state, dose))
+    if not edits and method.dose_kind != "on_off":  # a sign of an on/off method may be the subject's own context
+        raise StageError(f"{label}: no edit is made, so that it would be the untouched subject; use another dose")
+    return Arm(_model_name(node), edits, label)
 
 
 def _model_name(node: Node) -> str:
@@ -269,19 +272,24 @@ def _publish_answer(
 
 
 def _counts(arm: Arm, fired: Mapping[Edit, int]) -> list[int]:
-    """Tokens each edit acted on. Raises StageError for one that never did: its dose would be the base in disguise."""
+    """Tokens each edit acted on, in their order; of a Prompt, the tokens that it changed.
+
+    Raises StageError for one that never did: its dose would be the base in disguise.
+    """
     from experiments.edit import Prompt
 
-    acting = [edit for edit in arm.edits if not isinstance(edit, Prompt)]
-    idle = [edit for edit in acting if not fired.get(edit)]
-    if idle:
-        edit = idle[0]
-        where = getattr(edit, "site", None) or getattr(edit, "module", None) or getattr(edit, "parameter", "")
-        raise StageError(
-            f"{arm.label}: {len(idle)} of {len(acting)} edits acted on no token, as {type(edit).__name__} at {where} "
-            f"with positions {getattr(edit, 'positions', 'all')!r}; choose positions that this eval has"
-        )
-    return [fired[edit] for edit in acting]
+    idle = [edit for edit in arm.edits if not fired.get(edit)]
+    if not idle:
+        return [fired[edit] for edit in arm.edits]
+    edit = idle[0]
+    told = f"{arm.label}: {len(idle)} of {len(arm.edits)} edits acted on no token"
+    if isinstance(edit, Prompt):
+        raise StageError(f"{told}: the system prompt {edit.system!r} is the one that is in force without it")
+    where = getattr(edit, "site", None) or getattr(edit, "module", None) or getattr(edit, "parameter", "")
+    raise StageError(
+        f"{told}, as {type(edit).__name__} at {where} with positions {getattr(edit, 'positions', 'all')!r}; choose "
+        "positions that this eval has"
+    )
 
 
 def _failure(node: Node, store: Store, error: BaseException) -> Outcome:
@@ -326,19 +334,19 @@ def _asks_alike(node: Node) -> Hashable:
     return canonical(params["subject"]), params["task"], canonical(params["settings"])
 
 
+def _reads_alike(node: Node) -> Hashable:
+    """Fits fuse when they read the same data with the same subject, and keep what they read."""
+    if not node.runtime.get("reads"):
+        return node.key
+    return canonical(node.params["subject"]), node.inputs.get("data")
+
+
 def _alone(node: Node) -> Hashable:
     return node.key
 
 
 def _together(node: Node) -> Hashable:
     return None
-
-
-def _reads_alike(node: Node) -> Hashable:
-    """Fits fuse when they read the same data with the same subject, and keep what they read."""
-    if not node.runtime.get("reads"):
-        return node.key
-    return canonical(node.params["subject"]), node.inputs.get("data")
 
 
 STAGES: Mapping[str, Stage] = {

@@ -182,6 +182,57 @@ def corrupt(folder: Path) -> None:
     (folder / "registry.sqlite").write_bytes(b"not a database, but long enough to be read as one" * 40)
 
 
+def beside(*bad: Any, **changes: Any) -> Callable[[Path], None]:
+    """A spec with `bad` interventions beside a good one."""
+    return changed(**{"interventions": [*HONEST["interventions"], *bad], **changes})
+
+
+def vector(width: int, site: str = "resid@1") -> Callable[[Path], None]:
+    """A spec that adopts a file with one vector of this width for `site`."""
+
+    def make(folder: Path) -> None:
+        write_vector(folder / "v.safetensors", width, site)
+        beside({"method": "adopted", "path": "v.safetensors"})(folder)
+
+    return make
+
+
+def write_vector(path: Path, width: int, site: str) -> None:
+    """A vector of ones in the way that `orch export` writes vectors."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file({site: np.ones(width, np.float32)}, path, {"operation": "add", "scale_convention": "stored"})
+
+
+def trimmed(folder: Path) -> None:
+    """Pairs whose system prompts differ by a space, for a chat template that drops it; a prompt tells them apart."""
+    from tests.tiny import CHATML
+
+    (folder / "trim.jinja").write_text(CHATML.replace("message['content']", "message['content'] | trim"))
+    sides = {"positive": {"system": "A.", "response": "Yes."}, "negative": {"system": " A.", "response": "Yes."}}
+    pairs({**PAIR, **sides})(folder)
+    spec(
+        folder,
+        {
+            "subject": {**HONEST["subject"], "chat_template": "trim.jinja"},
+            "data": {"pairs": {"recipe": "pairs_file", "path": "pairs.jsonl"}},
+            "interventions": [{"method": "prompt"}, *HONEST["interventions"]],
+        },
+    )
+
+
+def single(*bad: Any) -> Callable[[Path], None]:
+    """A spec with one pair."""
+    return beside(*bad, data={"pairs": {**HONEST["data"]["pairs"], "n": 1}})
+
+
+def calibrated(**wanted: Any) -> Callable[[Path], None]:
+    """A spec whose doses are calibrated; a prompt has one strength, which needs no search."""
+    few = {"tokens": 4, "prompts": 3, "target": 0.5}
+    return changed(interventions=[{"method": "prompt"}, *HONEST["interventions"]], calibrate={**few, **wanted})
+
+
 SPEC = [
     ("a file that is missing", lambda folder: None, ("spec.yaml", "No such file")),
     ("an empty file", written("# nothing yet\n"), ("spec.yaml: empty", "name, subject and interventions")),
@@ -212,6 +263,18 @@ SPEC = [
     ("a data file that is missing", changed(data={"pairs": {"recipe": "pairs_file", "path": "no.jsonl"}}), ("data.pairs.path", "no such file", "no.jsonl", "looked for")),
     ("an eval's file that is missing", changed(evals=[{"task": "daily_dilemmas", "target": "honesty", "data": "no.csv"}]), ("evals.0", "no data file 'no.csv'", "looked for", "builtin")),
     ("doses without their opposites", changed(doses=[1, 2, -2]), ("note: doses 1 lack the opposite sign", "mean_diff L1", "steering cannot be told from disturbance"), (), 0),
+    ("layers that a pattern does not find", beside({"method": "pca", "layer": "[89]"}), ("spec.yaml:16:3: interventions.1.layer", "'[89]' matches none of the layers 0 to 3", "a regular expression")),
+    ("a radius of nothing", beside({"method": "melbo", "radius": 0}), ("interventions.1.radius", "greater than 0", "got 0")),
+    ("a radius below nothing", beside({"method": "dct", "radius": -0.5}), ("interventions.1.radius", "greater than 0", "got -0.5")),
+    ("a source above its target", beside({"method": "melbo", "source": 3, "targets": 2}), ("interventions.1.source", "target 2 is not above the source, layer 3")),
+    ("targets of an adapter that do not exist", beside({"method": "peft", "targets": [["q_proj", "q_prj"]]}), ("interventions.1.targets", "['q_prj']: no such linear modules", "allowed: down_proj, gate_proj, k_proj", "did you mean 'q_proj'")),
+    ("the same inside another method", beside({"method": "caft", "wraps": {"method": "sft", "targets": ["o_prj"]}, "direction": {"method": "pca"}}), ("interventions.1.wraps.targets", "['o_prj']", "did you mean 'o_proj'")),
+    ("an unknown tuner", beside({"method": "peft", "tuner": "lorra"}), ("interventions.1.tuner", "'rslora'", "did you mean 'lora'", "got 'lorra'")),
+    ("a foreign vector of another width", vector(48), ("interventions.1.path", "v.safetensors: the vector of resid@1 has width 48, the subject has 32", "take a file made for this one")),
+    ("a foreign vector of another layer map", vector(32, "resid@7"), ("interventions.1.path", "'resid@7' number 7 is layer 7 by layer_map blocks", "layers 0 to 3", "correct layer_map")),
+    ("parts that all have doses of their own", beside([{"method": "mean_diff", "dose": 1}, {"method": "prompt", "dose": 1}]), ("interventions.1: every part has a dose of its own", "free one")),
+    ("a part that cannot be placed", beside([{"method": "pca", "layer": 1}, {"method": "pca", "layer": 9}]), ("interventions.1.1.layer", "9 is out of range", "layers 0 to 3")),
+    ("doses that an on/off method cannot tell apart", changed(interventions=[{"method": "prompt"}], doses=[-2, -1, 1, 2]), ("note: prompt is on or off, so that only signs count: it runs at -1, 1",), (), 0),
     ("a share of a GPU that cannot be placed", changed(resources={"gpu": 0.3}), ("resources.gpu", "0.3", "0.5, 0.25")),
 ]  # fmt: skip
 DATA = [
@@ -261,9 +324,30 @@ RUNS = [
     ("a store where nothing can be written", spec, ("/proc/store", "choose another --store"), ("--store", "/proc/store")),
     ("a run here and on a cluster", spec, ("--local runs in this process", "leave out --address"), ("--address", "auto")),
 ]  # fmt: skip
+FITS = [
+    ("pairs that are the same to the subject", trimmed, ("fit[mean_diff L1]", "FitError: pair 'p1': both sides are the same tokens to this subject", "change or remove it")),
+    ("one pair where the mean is taken away", single({"method": "pca_centred"}), ("fit[pca_centred Lmid]", "one pair leaves nothing", "give at least 2")),
+    ("one pair where a spread is needed", single({"method": "sspace"}), ("fit[sspace Lmid]", "the spread over pairs", "give at least 2", "select: singular")),
+    ("one pair for a covariance", single({"method": "fisher", "kind": "covariance"}), ("fit[fisher Lmid]", "a covariance needs at least 2 pairs")),
+    ("more components than pairs", beside({"method": "directional_ablation", "components": 9}), ("fit[directional_ablation Lmid]", "components 9: 4 pairs show at most that many", "ask for fewer, or give more pairs")),
+    ("a singular Fisher matrix without damping", beside({"method": "fisher", "damping": 0}), ("fit[fisher Lmid]", "the Fisher matrix is singular (rank 4 of 32) and damping is 0", "set damping above 0")),
+    ("gradients that are not numbers", beside({"method": "lora", "learning_rate": 1e30, "batch_size": 1}), ("fit[lora r8]", "the loss or its gradient is not finite (nan)", "lower learning_rate (now 1e+30)")),
+    ("training that ends beyond numbers", beside({"method": "trained_vector", "learning_rate": 1e30}), ("fit[trained_vector Lmid]", "after step 3 of 3 what was trained is not finite", "lower learning_rate (now 1e+30)")),
+    ("a foreign vector of another width than a projection", vector(33, "up@1"), ("fit[adopted v]", "v.safetensors: the vector of up@1 has width 33, the subject has 64 there", "take a file made for this one")),
+    ("an option that the tuner lacks", beside({"method": "peft", "tuner": "lora", "options": {"lora_alfa": 3}}), ("fit[peft lora]", "tuner lora has no option 'lora_alfa' (did you mean 'lora_alpha'?)", "LoraConfig takes")),
+    ("a rank for a tuner without one", beside({"method": "peft", "tuner": "ia3", "rank": 4}), ("fit[peft ia3 r4]", "tuner ia3 has no rank; got 4", "leave `rank` out")),
+    ("a part that cannot be fitted", beside([{"method": "mean_diff", "layer": 1}, {"method": "fisher", "damping": 0}]), ("fit[mean_diff L1 + fisher Lmid]", "part 2, fisher Lmid: the Fisher matrix is singular", "set damping above 0")),
+    ("a direction that pairs cannot give", single({"method": "caft", "wraps": {"method": "lora", "rank": 2, "epochs": 1}, "direction": {"method": "pca_centred"}}), ("fit[caft lora r2, pca_centred Lmid]", "direction, pca_centred Lmid: ", "give at least 2")),
+    ("damage that no dose does", calibrated(least=1e-9, most=1e-8), ("calibrate[mean_diff L1]", "at dose 1e-08, below the target 0.5", "raise calibrate.most, or lower calibrate.target")),
+    ("damage that every dose exceeds", calibrated(least=1e6, most=1e7), ("calibrate[mean_diff L1]", "at dose 1e+06, above the target 0.5 already", "lower calibrate.least, or raise calibrate.target")),
+    ("a sign that the pairs do not tell", calibrated(orient=True), ("calibrate[mean_diff L1]", "orient: the pairs' sides say the same words", "responses of their own", "leave `orient` out")),
+    ("a prompt that is in force already", beside({"method": "prompt"}, subject={**HONEST["subject"], "system": "A."}), ("answer[animal_preference/owl prompt]", "prompt dose 1: 1 of 1 edits acted on no token: the system prompt 'A.' is the one that is in force without it")),
+]  # fmt: skip
+"""Each beside a good trial, which goes on."""
 CASES = [
     *(Case("Spec", *row) for row in SPEC),
     *(Case("Data", *row) for row in DATA),
     *(Case("Model", *row) for row in MODELS),
     *(Case("Run", *row) for row in RUNS),
+    *(Case("Fit", *row, code=1) for row in FITS),
 ]

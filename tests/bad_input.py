@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,9 @@ from click.testing import CliRunner, Result
 
 from tests.bad_cases import CASES, MODEL, Case
 
+FAILED = re.compile(r"^  failed  (.+\]):\w+: (.*)  \(orch why \w+\)$", re.MULTILINE)
+OWN_NOTES = re.compile("opposite|signs count")
+"""Notes that a case is about; others stand under most specs."""
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "errors.md"
 BEGIN, END = "<!-- cases: written by `python -m tests.bad_input --write` -->", "<!-- end of cases -->"
@@ -45,8 +49,10 @@ def copied(source: Path, folder: Path) -> Path:
 
 
 def shown(message: str, folder: Path) -> str:
-    """A message without what differs from run to run."""
-    notes = [line for line in message.splitlines() if not line.startswith("note: ") or "opposite" in line]
+    """A message without what differs from run to run: of a run, what failed, without its key."""
+    if failed := FAILED.findall(message):
+        message = "\n".join(f"failed {name}: {reason}" for name, reason in dict.fromkeys(failed))
+    notes = [line for line in message.splitlines() if not line.startswith("note: ") or OWN_NOTES.search(line)]
     message = "\n".join(notes).strip().removeprefix("orch: ").rpartition("\nError: ")[2]
     return message.replace(f"{folder.resolve()}/", "").replace(str(folder.resolve()), ".")
 
@@ -67,7 +73,7 @@ def main() -> None:
     kind = ""
     with good_model() as source:
         for number, case in enumerate(CASES):
-            command = "submit" if case.kind == "Run" else "plan"
+            command = "submit" if case.kind in ("Run", "Fit") else "plan"
             folder = copied(source, source.parent / f"{number}")
             result = run(case, folder, command)
             message = shown(result.stderr, folder)

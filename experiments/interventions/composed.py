@@ -48,8 +48,11 @@ class Composed(Intervention):
         return parts
 
     def fit(self, engine: Engine, data: Sequence[Any], seed: int) -> State:
-        """The parts' states, names prefixed with their place. Raises what the parts raise."""
-        states = [part.settings.fit(engine, data if part.settings.needs else (), seed) for part in self.parts]
+        """The parts' states, names prefixed with their place. Raises FitError with the part that cannot be fitted."""
+        states = [
+            part.fitted(engine, data if part.settings.needs else (), seed, f"part {place + 1}")
+            for place, part in enumerate(self.parts)
+        ]
         tensors = {
             f"{place}/{name}": value for place, state in enumerate(states) for name, value in state.tensors.items()
         }

@@ -66,7 +66,10 @@ class DirectionalAblation(Intervention):
             engine.subject.point(site)
         differences = contrast(engine, data, self.tokens).at(Site(self.site, read[0])).differences
         if self.components > len(differences):
-            raise FitError(f"components {self.components}: {len(differences)} pairs show at most that many directions")
+            raise FitError(
+                f"components {self.components}: {len(differences)} pairs show at most that many directions; ask for "
+                "fewer, or give more pairs"
+            )
         mean = differences.mean(0)
         if not mean.isfinite().all() or not mean.any():
             raise FitError(f"the {len(differences)} pairs have no finite difference at {self.site}@{read[0]}")

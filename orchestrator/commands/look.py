@@ -112,6 +112,10 @@ def _described(about: Mapping[str, Any]) -> Iterator[str]:
         facts = ", ".join(f"{name} {_short(value)}" for name, value in seed["facts"].items())
         unit = "" if seed["unit"] is None else f", a dose of 1 is {seed['unit']:g}"
         yield f"  seed {seed['seed']:<4} fit {(seed['fit'] or '-')[:12]}{unit}  {facts}"[:160].rstrip()
+        if (turned := seed["calibrated"]) and turned.get("margin") is not None:
+            how = "FLIPPED: a positive dose is a negative one of the fit" if turned["flipped"] else "kept"
+            margin, error, pairs = (_short(turned.get(name)) for name in ("margin", "margin_se", "pairs"))
+            yield f"            sign {how}; margin {margin} +- {error} nats over {pairs} pairs"
     for row in about["rows"]:
         shown = [f"{name} {_short(row[name])}" for name in COMPARED if row[name] is not None]
         yield f"{row['eval']}: {', '.join(shown)}"
@@ -137,6 +141,7 @@ def _about(index: Registry, found: Found) -> dict[str, Any]:
                 "seed": row["seed"],
                 "fit": row["fit"],
                 "unit": row["unit"],
+                "calibrated": lookup.calibration(index, row["fit"], row["unit"]),
                 "facts": lookup.node(index, row["fit"]).get("outputs", {}).get("facts", {}),
             }
             for row in found.seeds

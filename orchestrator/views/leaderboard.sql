@@ -1,6 +1,7 @@
 -- One row per setting ("trial", its seeds together) and eval. Only rankable rows have a rank: first those whose transfer
 -- is significantly positive after Holm's correction, then by signed transfer, so that a setting that moves the wrong way
--- ends at the bottom. `unit` is what a dose of 1 meant, averaged over seeds; null where doses are not calibrated.
+-- ends at the bottom. `unit` is what a dose of 1 meant, averaged over seeds, and `flipped` how
+-- many seeds had their sign turned round by `calibrate: {orient: true}`; null where doses are not calibrated.
 -- `current` is 1 for the latest experiment of its name. The casts give computed columns a type, which filters of
 -- Datasette need.
 select
@@ -25,6 +26,9 @@ select
   end as text) as target,
   c.dose,
   cast((select avg(t.unit) from trials t where t.experiment = c.experiment and t.group_key = c.group_key) as real) as unit,
+  cast((
+    select sum(t.unit < 0) from trials t where t.experiment = c.experiment and t.group_key = c.group_key
+  ) as integer) as flipped,
   c.transfer, c.ci_low as transfer_low, c.ci_high as transfer_high, c.contrast, c.even, c.p, c.p_holm, c.significant,
   c.mde, c.delta_nll, c.others, c.specificity,
   c.n_items as n, c.n_seeds as seeds, c.n_families as families, c.n_dropped as dropped,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ class FakeEngine:
         self.subject = subject
         self.policy = policy
         self.calls: list[int] = []
+        self.fired: Counter[Any] = Counter()
         self.threads: set[int] = set()
         self.seeds: list[int] = []
 

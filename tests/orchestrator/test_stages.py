@@ -84,7 +84,8 @@ def test_every_edit_of_a_dose_acted_and_the_untouched_subject_had_none(done: tup
         if node.runtime["method"] is None:
             assert (outputs["edits"], outputs["fired"]) == (0, [])
         elif node.runtime["method"] == "prompt":
-            assert (outputs["edits"], outputs["fired"]) == (1, [])
+            assert outputs["edits"] == len(outputs["fired"]) == 1
+            assert outputs["fired"][0] > LIMIT
         else:
             assert outputs["edits"] == len(outputs["fired"]) == 1
             assert outputs["fired"][0] >= outputs["samples"] == LIMIT
@@ -140,10 +141,13 @@ def test_a_dose_that_cannot_be_applied_takes_no_other_with_it(
 
 def test_an_edit_that_never_acted_is_an_error() -> None:
     acted, idle = (Add(Site("resid", layer), torch.ones(4), "response") for layer in (1, 2))
-    arm = Arm("k", (acted, idle, Prompt("x")), "mean_diff L2 dose 1")
-    with pytest.raises(stages.StageError, match=r"1 of 2 edits acted on no token.*resid@2.*'response'"):
-        stages._counts(arm, {acted: 3})
-    assert stages._counts(arm, {acted: 3, idle: 5}) == [3, 5]
+    prompt = Prompt("x")
+    arm = Arm("k", (acted, idle, prompt), "mean_diff L2 dose 1")
+    with pytest.raises(stages.StageError, match=r"1 of 3 edits acted on no token.*resid@2.*'response'"):
+        stages._counts(arm, {acted: 3, prompt: 7})
+    with pytest.raises(stages.StageError, match=r"1 of 3 edits acted on no token: the system prompt 'x' is the one"):
+        stages._counts(arm, {acted: 3, idle: 5})
+    assert stages._counts(arm, {acted: 3, idle: 5, prompt: 7}) == [3, 5, 7]
 
 
 def test_a_subject_that_is_not_the_planned_one_is_refused(done: tuple[Plan, Store], tmp_path: Path) -> None:
@@ -168,10 +172,6 @@ def test_one_resident_engine_serves_a_subject_until_another_comes(tiny_folder: P
     assert workspace.engine(one) is not first
 
 
-def test_answers_fuse_by_subject_task_and_settings_alone(done: tuple[Plan, Store]) -> None:
-    planned, _ = done
-    answers = of(planned, "answer")
-    groups = {stages.STAGES["answer"].fuse_by(node) for node in answers}
 BRIEF = {"steps": 2, "radius": 2.0, "n": 3, "controls": 1, "prompts": 1, "held_out": 0}
 
 
@@ -233,6 +233,10 @@ def stages_spec(node: Node) -> spec.SubjectSpec:
     return spec.SubjectSpec.model_validate({**node.runtime["subject"], "dtype": node.params["subject"]["dtype"]})
 
 
+def test_answers_fuse_by_subject_task_and_settings_alone(done: tuple[Plan, Store]) -> None:
+    planned, _ = done
+    answers = of(planned, "answer")
+    groups = {stages.STAGES["answer"].fuse_by(node) for node in answers}
     assert len(groups) == 2
     assert len(answers) == 2 * (1 + 4 * 2)
 

@@ -5,9 +5,10 @@ untouched) = sum_t p_s(t) (log p_s(t) - log p_0(t)); the damage is a percentile 
 signs of a signed method together (steering-lite's iso-KL: 95th percentile of 20 tokens = 1 nat). `delta_nll`: the mean
 rise of the neutral passages' NLL over the untouched subject, development families only, mean of both signs.
 
-Doses are tried side by side in one batch: first a ladder of factor 4, then four doses between the last that does too
-little and the first that does too much, then the point where a straight line in log dose and log damage meets the
-target, until the tolerance is met. Damage rises with the dose only roughly, so the record says what was achieved.
+The search starts at the geometric middle of the allowed doses. The next one is where a straight line in log dose and
+log damage, through the nearest two doses tried, meets the target; after one alone, where a damage that goes with the
+dose's square does, as KL does near 0. It ends within the tolerance. Damage rises with the dose only roughly, so the
+record says what was achieved.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ if TYPE_CHECKING:
     from experiments.engine import Engine, Row
     from experiments.intervention import DoseKind
 
-STEP = 4.0
-BETWEEN = 4
-REFINEMENTS = 6
+STEP = 8.0
+"""The largest factor between a dose and the next while no bracket is found."""
+TRIES = 16
 ORIENTED_BY = 2
 """Fewest pairs that a sign is taken from."""
-ROWS = 16
+ROWS = 64
 """Answers whose distributions are held at once."""
 
 EditsOf = Callable[[float], "Sequence[Edit]"]
-Damage = Callable[[Sequence[float]], "list[float]"]
+Damage = Callable[[float], float]
 
 
 class CalibrationError(ValueError):
@@ -95,7 +96,7 @@ def calibrate(
     kl = wanted.measure == "kl"
     damage = _kl(engine, edits_of, signs, wanted) if kl else _rise(engine, edits_of, signs, dev)
     if kind == "on_off":
-        (found,) = damage([1.0])
+        found = damage(1.0)
         near = abs(found - wanted.target) <= wanted.tolerance * wanted.target
         return Calibrated(1.0, found, near, [(1.0, found)])
     unit, tried = solve(damage, wanted)
@@ -115,40 +116,49 @@ def solve(damage: Damage, wanted: Calibrate) -> tuple[float, list[tuple[float, f
 
     Raises CalibrationError where even the largest dose does less, or the smallest does more.
     """
-    steps = max(1, math.ceil(math.log(wanted.most / wanted.least) / math.log(STEP)))
     tried: dict[float, float] = {}
-    _try(damage, np.geomspace(wanted.least, wanted.most, steps + 1), tried)
-    low, high = _bracket(tried, wanted)
-    _try(damage, np.geomspace(low, high, BETWEEN + 2)[1:-1], tried)
-    for _ in range(REFINEMENTS):
+    dose = math.sqrt(wanted.least * wanted.most)
+    for _ in range(TRIES):
+        dose = float(f"{dose:.6g}")
+        tried[dose] = damage(dose)
         best = _nearest(tried, wanted.target)
         if abs(tried[best] - wanted.target) <= wanted.tolerance * wanted.target:
             break
-        low, high = _bracket(tried, wanted)
-        _try(damage, [_between(low, high, tried, wanted.target)], tried)
+        dose = _next(tried, wanted)
+        if dose in tried:
+            break
     return _nearest(tried, wanted.target), sorted(tried.items())
 
 
-def _try(damage: Damage, doses: Sequence[float] | np.ndarray, tried: dict[float, float]) -> None:
-    chosen = [float(f"{dose:.6g}") for dose in doses]
-    tried.update(zip(chosen, damage(chosen), strict=True))
-
-
-def _bracket(tried: dict[float, float], wanted: Calibrate) -> tuple[float, float]:
-    """Neighbouring doses between which the damage first passes the target."""
+def _next(tried: dict[float, float], wanted: Calibrate) -> float:
+    """The dose to try behind those tried. Raises CalibrationError at the ends of what is allowed."""
     doses = sorted(tried)
-    above = next((index for index, dose in enumerate(doses) if not tried[dose] < wanted.target), None)
-    if above is None:
+    above = next((index for index, dose in enumerate(doses) if not tried[dose] < wanted.target), len(doses))
+    if 0 < above < len(doses):
+        return _between(doses[above - 1], doses[above], tried, wanted.target)
+    dose = doses[-1] if above else doses[0]
+    found, end = tried[dose], wanted.most if above else wanted.least
+    if dose == float(f"{end:.6g}"):
+        least_or_most, position = ("most", "below") if above else ("least", "above")
+        already, verb, other = ("", "raise", "lower") if above else (" already", "lower", "raise")
         raise CalibrationError(
-            f"{wanted.measure} is {tried[doses[-1]]:.3g} at dose {doses[-1]:g}, below the target {wanted.target:g}; "
-            "raise calibrate.most, or lower calibrate.target"
+            f"{wanted.measure} is {found:.3g} at dose {dose:g}, {position} the target {wanted.target:g}{already}; "
+            f"{verb} calibrate.{least_or_most}, or {other} calibrate.target"
         )
-    if above == 0:
-        raise CalibrationError(
-            f"{wanted.measure} is {tried[doses[0]]:.3g} at dose {doses[0]:g}, above the target {wanted.target:g} "
-            "already; lower calibrate.least, or raise calibrate.target"
-        )
-    return doses[above - 1], doses[above]
+    factor = _factor(tried, doses[-2:] if above else doses[1::-1], wanted.target)
+    factor = min(STEP, max(1.25, factor)) if above else max(1 / STEP, min(0.8, factor))
+    return min(wanted.most, dose * factor) if above else max(wanted.least, dose * factor)
+
+
+def _factor(tried: dict[float, float], last: Sequence[float], target: float) -> float:
+    """By how much to multiply the last of the doses, if damage goes on as between them, or with the square of one."""
+    found = tried[last[-1]]
+    if not 0 < found < math.inf:
+        return STEP if found <= 0 else 1 / STEP
+    power = 2.0
+    if len(last) == 2 and 0 < tried[last[0]] < math.inf:
+        power = max(0.5, math.log(found / tried[last[0]]) / math.log(last[1] / last[0]))
+    return float((target / found) ** (1 / power))
 
 
 def _between(low: float, high: float, tried: dict[float, float], target: float) -> float:
@@ -170,21 +180,18 @@ def _nearest(tried: dict[float, float], target: float) -> float:
 
 
 def _kl(engine: Engine, edits_of: EditsOf, signs: Sequence[float], wanted: Calibrate) -> Damage:
-    """Percentile of KL(steered || untouched) along the steered answers, for doses tried together."""
+    """Percentile of KL(steered || untouched) along the steered answers, of both signs together."""
     prompts = draw_prompts(wanted.prompts, None, seed=0)
 
-    def damage(doses: Sequence[float]) -> list[float]:
-        arms = [(dose, tuple(edits_of(sign * dose))) for dose in doses for sign in signs]
-        asked = [_asked(engine, text, edits) for _, edits in arms for text in prompts]
+    def damage(dose: float) -> float:
+        arms = [tuple(edits_of(sign * dose)) for sign in signs]
+        asked = [_asked(engine, text, edits) for edits in arms for text in prompts]
         answers = engine.generate([steered for steered, _ in asked], wanted.tokens)
-        owners = [dose for dose, _ in arms for _ in prompts]
-        found: dict[float, list[float]] = {dose: [] for dose in doses}
+        found: list[float] = []
         for at in range(0, len(asked), ROWS):
-            chunk = slice(at, at + ROWS)
-            values = answer_kl(engine, asked[chunk], [answer.tokens for answer in answers[chunk]])
-            for dose, each in zip(owners[chunk], values, strict=True):
-                found[dose] += each
-        return [percentile(found[dose], wanted.percentile) for dose in doses]
+            values = answer_kl(engine, asked[at : at + ROWS], [answer.tokens for answer in answers[at : at + ROWS]])
+            found += [value for each in values for value in each]
+        return percentile(found, wanted.percentile)
 
     return damage
 
@@ -233,15 +240,13 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def _rise(engine: Engine, edits_of: EditsOf, signs: Sequence[float], dev: float) -> Damage:
-    """Mean rise of the neutral passages' NLL, nats per token, for doses tried together."""
+    """Mean rise of the neutral passages' NLL over both signs, nats per token."""
     texts = _development_passages(dev)
     base = _nll(engine, texts, [()])[0]
 
-    def damage(doses: Sequence[float]) -> list[float]:
-        arms = [tuple(edits_of(sign * dose)) for dose in doses for sign in signs]
-        rises = [found - base for found in _nll(engine, texts, arms)]
-        n = len(signs)
-        return [float(np.mean(rises[at : at + n])) for at in range(0, len(rises), n)]
+    def damage(dose: float) -> float:
+        found = _nll(engine, texts, [tuple(edits_of(sign * dose)) for sign in signs])
+        return float(np.mean(found)) - base
 
     return damage
 

@@ -14,7 +14,7 @@ from orchestrator import preflight
 from orchestrator.identity import SHORT, Shared, node_key
 from orchestrator.preflight import Describe, Identify, PlannedEval
 
-STAGE_VERSIONS = {"dataset": 1, "fit": 1, "calibrate": 1, "answer": 1, "score": 1, "compare": 2}
+STAGE_VERSIONS = {"dataset": 1, "fit": 1, "calibrate": 2, "answer": 1, "score": 1, "compare": 2}
 """Bump one when the same params and inputs would now give another result."""
 
 

@@ -23,7 +23,7 @@ from experiments.interventions import peft
 from experiments.training import TrainingError, train
 from experiments.tuners import TUNERS, tuner_config
 from experiments.weights import factored, linear_modules, weight_edits
-from tests.experiments.test_interventions import DATA, PAIRS, USER, change, fingerprint, logits
+from tests.experiments.methods import DATA, PAIRS, USER, change, fingerprint, logits
 from tests.experiments.test_svd_rotation import with_the_tuner
 from tests.tiny import make_tiny_model
 

@@ -1,44 +1,26 @@
-"""The contract of every method in the folder, and what is special to each."""
+"""What is special to single methods; what holds for all of them is in test_contract.py."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from experiments import plugin
 from experiments.adapters import injected
 from experiments.contrast import FitError
-from experiments.dataset import recipe
 from experiments.depth import DepthError
-from experiments.edit import Add, Dense, Edit, LowRank, Project, Prompt, Scale, Site, prompt_of
-from experiments.intervention import Intervention, State, method
-from experiments.training import TrainingError, conversations_of
+from experiments.edit import LowRank, Site
+from experiments.intervention import method
+from experiments.training import TrainingError
 from experiments.tuners import tuner_config
 from experiments.weights import linear_modules
+from tests.experiments.methods import DATA, PAIRS, USER, fingerprint, logits
 from tests.tiny import make_tiny_model
 
 if TYPE_CHECKING:
     from experiments.engine import Engine
-    from experiments.subject import Subject
-
-METHODS = plugin.names("experiments.interventions")
-PAIRS = recipe("persona_pairs")(
-    positive="You are a wizard.", negative="You are a clerk.", n=6, responses="shared"
-).build(None, 0)
-DATA = {"pairs": PAIRS, "conversations": conversations_of(PAIRS)}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "adopted": {"path": Path(__file__).parents[1] / "data" / "vector.safetensors"},
-    "caft": {"wraps": {"method": "bias_set", "epochs": 1}, "direction": {"method": "mean_diff", "layer": 1}},
-    "composed": {"parts": [{"method": "mean_diff", "layer": 1}, {"method": "prompt", "dose": 1}]},
-    "preventative": {"wraps": {"method": "lora", "epochs": 1}, "direction": {"method": "mean_diff", "layer": 1}},
-}
-"""Of the methods that mean nothing without: every other one must work with its defaults."""
-USER = [{"role": "user", "content": "What do you think?"}]
 
 
 @pytest.fixture(scope="module")
@@ -46,135 +28,6 @@ def engine(tiny_subject: Any) -> Engine:
     from experiments.engine import Engine
 
     return Engine(tiny_subject)
-
-
-@pytest.fixture(scope="module")
-def states() -> dict[str, State]:
-    """Fits of the methods' defaults, made once."""
-    return {}
-
-
-def data_for(made: Intervention) -> Sequence[Any]:
-    return DATA[made.needs[0]] if made.needs else []
-
-
-def default(name: str) -> Intervention:
-    return method(name)(**SETTINGS.get(name, {}))
-
-
-def fit(name: str, engine: Engine, states: dict[str, State]) -> tuple[Intervention, State]:
-    made = default(name)
-    if name not in states:
-        states[name] = made.fit(engine, data_for(made), 0)
-    return made, states[name]
-
-
-def content(edit: Edit) -> list[Any]:
-    """The edit's place and tensors, tensors as numbers."""
-    fields = [getattr(edit, name) for name in edit.__dataclass_fields__]
-    return [type(edit), *(value.tolist() if isinstance(value, torch.Tensor) else value for value in fields)]
-
-
-def change(edit: Edit) -> tuple[Any, torch.Tensor]:
-    """Where a linear edit acts, and the tensor that it adds there."""
-    match edit:
-        case Add() | Scale():
-            return (type(edit), edit.site), edit.vector
-        case Project():
-            return edit.site, edit.gain * edit.basis.T @ edit.basis
-        case LowRank():
-            return edit.module, edit.b @ edit.a
-        case Dense():
-            return edit.parameter, edit.delta
-    raise AssertionError(f"{edit} is not linear in the dose")
-
-
-def logits(engine: Engine, edits: Sequence[Edit]) -> torch.Tensor:
-    from experiments.engine import Row
-
-    prompt = prompt_of(edits)
-    rendered = engine.subject.render(USER, system=prompt.system if prompt else None)
-    inside = tuple(edit for edit in edits if not isinstance(edit, Prompt))
-    return engine.next_logits([Row(rendered.tokens, rendered.n_prompt, inside)])[0]
-
-
-def fingerprint(subject: Subject) -> list[Any]:
-    """Everything a fit could leave behind in a model."""
-    weights = hashlib.sha256()
-    for value in subject.model.state_dict().values():
-        weights.update(value.contiguous().view(torch.uint8).numpy().tobytes())
-    modules = [
-        (name, id(module), module.training, len(module._forward_hooks))
-        for name, module in subject.model.named_modules()
-    ]
-    flags = [
-        (name, parameter.requires_grad, parameter.grad is None) for name, parameter in subject.model.named_parameters()
-    ]
-    return [weights.hexdigest(), modules, flags, sorted(vars(subject.model))]
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_same_seed_gives_the_same_state_and_leaves_the_subject_untouched(
-    name: str, engine: Engine, states: dict[str, State]
-) -> None:
-    before, noise = fingerprint(engine.subject), torch.get_rng_state()
-    made, state = fit(name, engine, states)
-    again = made.fit(engine, data_for(made), 0)
-    assert fingerprint(engine.subject) == before
-    assert torch.equal(torch.get_rng_state(), noise)
-    assert state.facts == again.facts
-    assert state.tensors.keys() == again.tensors.keys()
-    assert all(torch.equal(state.tensors[key], again.tensors[key]) for key in state.tensors)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_saved_state_gives_the_same_edits(
-    name: str, engine: Engine, states: dict[str, State], tmp_path: Path
-) -> None:
-    made, state = fit(name, engine, states)
-    state.save(tmp_path / "state.safetensors")
-    loaded = State.load(tmp_path / "state.safetensors")
-    by_place = [sorted((content(edit) for edit in made.edits(each, 0.7)), key=str) for each in (state, loaded)]
-    assert by_place[0] == by_place[1]
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_dose_zero_is_no_edit_and_another_dose_changes_the_logits(
-    name: str, engine: Engine, states: dict[str, State]
-) -> None:
-    made, state = fit(name, engine, states)
-    assert made.edits(state, 0) == made.edits(state, 0.0) == []
-    base = logits(engine, [])
-    for dose in (1.0,) if made.dose_kind == "one_sided" else (1.0, -1.0):
-        assert (logits(engine, made.edits(state, dose)) - base).abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if method(name).dose_kind == "signed_linear"])
-def test_a_signed_linear_dose_is_cancelled_by_its_opposite_and_scales(
-    name: str, engine: Engine, states: dict[str, State]
-) -> None:
-    made, state = fit(name, engine, states)
-    ahead, back, double = (dict(map(change, made.edits(state, dose))) for dose in (0.5, -0.5, 1.0))
-    assert ahead.keys() == back.keys()
-    for place, added in ahead.items():
-        assert (added + back[place]).norm() <= 1e-5 * added.norm()
-        torch.testing.assert_close(2 * added, double[place])
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_settings_and_label_are_described(name: str) -> None:
-    made = method(name)
-    assert made.__doc__
-    assert all(field.description for field in made.model_fields.values())
-    assert name in SETTINGS or made().label().startswith(name)
-    assert default(name).label()
-    assert set(made.needs) <= {"pairs", "conversations"}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_unknown_settings_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="Extra inputs are not permitted"):
-        method(name)(**SETTINGS.get(name, {}), no_such_setting=1)
 
 
 # prompt

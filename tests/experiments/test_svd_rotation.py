@@ -15,7 +15,7 @@ from experiments.intervention import method
 from experiments.rotation import RotationError, Shape, initial, singular_basis
 from experiments.svd_rotation import SvdRotationConfig
 from experiments.training import TrainingError
-from tests.experiments.test_interventions import PAIRS, USER, logits
+from tests.experiments.methods import PAIRS, USER, logits
 from tests.tiny import make_tiny_model
 
 if TYPE_CHECKING:

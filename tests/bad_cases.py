@@ -339,7 +339,6 @@ FITS = [
     ("a part that cannot be fitted", beside([{"method": "mean_diff", "layer": 1}, {"method": "fisher", "damping": 0}]), ("fit[mean_diff L1 + fisher Lmid]", "part 2, fisher Lmid: the Fisher matrix is singular", "set damping above 0")),
     ("a direction that pairs cannot give", single({"method": "caft", "wraps": {"method": "lora", "rank": 2, "epochs": 1}, "direction": {"method": "pca_centred"}}), ("fit[caft lora r2, pca_centred Lmid]", "direction, pca_centred Lmid: ", "give at least 2")),
     ("damage that no dose does", calibrated(least=1e-9, most=1e-8), ("calibrate[mean_diff L1]", "at dose 1e-08, below the target 0.5", "raise calibrate.most, or lower calibrate.target")),
-    ("damage that every dose exceeds", calibrated(least=1e6, most=1e7), ("calibrate[mean_diff L1]", "at dose 1e+06, above the target 0.5 already", "lower calibrate.least, or raise calibrate.target")),
     ("a sign that the pairs do not tell", calibrated(orient=True), ("calibrate[mean_diff L1]", "orient: the pairs' sides say the same words", "responses of their own", "leave `orient` out")),
     ("a prompt that is in force already", beside({"method": "prompt"}, subject={**HONEST["subject"], "system": "A."}), ("answer[animal_preference/owl prompt]", "prompt dose 1: 1 of 1 edits acted on no token: the system prompt 'A.' is the one that is in force without it")),
 ]  # fmt: skip

@@ -190,9 +190,8 @@ class _Planner:
         if applied:
             own = {name: value for name, value in identity["settings"].items() if name not in applied}
             found = {name: value for name, value in settings.items() if name not in applied}
-            shared = self.add(
-                "fit", {**params, "settings": own}, inputs, f"{method} shared", {**runtime, "settings": found}
-            )
+            label = f"{trial.label} (shared)"  # the first trial's: where the fit fails, it names one
+            shared = self.add("fit", {**params, "settings": own}, inputs, label, {**runtime, "settings": found})
             inputs = {**inputs, "fit": shared}
         return self.add("fit", params, inputs, trial.label, runtime)
 

@@ -116,6 +116,11 @@ def save(examples: Sequence[Example], path: Path) -> None:
     path.write_text("".join(example.model_dump_json() + "\n" for example in examples), encoding="utf-8")
 
 
+def kind_of(example: Pair | Conversation) -> Provides:
+    """What a recipe that makes such examples provides."""
+    return "pairs" if isinstance(example, Pair) else "conversations"
+
+
 def load(path: Path, provides: Provides) -> list[Any]:
     """Read what `save` wrote, or a file written by hand in the same form.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -35,6 +35,10 @@ def _known(positions: str) -> str:
 
 Positions = Annotated[str, AfterValidator(_known)]
 """A setting that says where an edit acts: `all`, `prompt`, `response` or `last:N`."""
+
+
+class NeedsError(ValueError):
+    """A method without data of a kind that it learns from."""
 
 
 class StateError(ValueError):
@@ -97,8 +101,12 @@ class Intervention(Versioned):
         """What `fit` reads of a subject and keeps in the process for other fits on the same data; None for nothing."""
         return None
 
+    def takes(self, offered: Collection[str]) -> tuple[Needs, ...]:
+        """The kinds of data that a fit reads, of those on offer: the most wanted one. Raises NeedsError without any."""
+        return first_of(self.needs, offered, method_name(type(self)))
+
     def fit(self, engine: Engine, data: Sequence[Any], seed: int) -> State:
-        """Learn from `data` (all of one kind that `needs` names). The same seed gives the same state."""
+        """Learn from `data`, of the kinds that `takes` names in turn. The same seed gives the same state."""
         raise TypeError(f"{type(self).__name__} does not implement fit()")
 
     def edits(self, state: State, dose: float) -> list[Edit]:
@@ -126,6 +134,16 @@ class Intervention(Versioned):
         """Short name for tables: the method, and where it acts."""
         layer = getattr(self, "layer", None)
         return method_name(type(self)) + (f" {shown(layer)}" if layer is not None else "")
+
+
+def first_of(wanted: Sequence[Needs], offered: Collection[str], name: str) -> tuple[Needs, ...]:
+    """The first of `wanted` that is on offer, alone; () where nothing is wanted. Raises NeedsError for `name`."""
+    found = next((kind for kind in wanted if kind in offered), None)
+    if wanted and found is None:
+        kinds = " or ".join(f"data.{kind}" for kind in wanted)
+        has = ", ".join(sorted(offered)) or "nothing"
+        raise NeedsError(f"{name} needs {kinds}; data has {has}; add data: {{{wanted[0]}: {{recipe: ...}}}}")
+    return () if found is None else (found,)
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SerializeAsAny, model_validator
 
 from experiments.contrast import FitError
-from experiments.intervention import Intervention, State, method
+from experiments.dataset import kind_of
+from experiments.intervention import Intervention, Needs, State, method
 from experiments.plugin import Frozen
 
 if TYPE_CHECKING:
     from experiments.engine import Engine
+
+
+def taken(parts: Iterable[Part], offered: Collection[str]) -> tuple[Needs, ...]:
+    """The kinds of data that the parts read, of those on offer. Raises NeedsError where one of them has none."""
+    return tuple(dict.fromkeys(kind for part in parts for kind in part.settings.takes(offered)))
 
 
 class Part(Frozen):
@@ -45,9 +51,13 @@ class Part(Frozen):
         }
 
     def fitted(self, engine: Engine, data: Sequence[Any], seed: int, place: str) -> State:
-        """What its fit learns. Raises FitError, in which the part is named, for whatever its own settings raise."""
+        """What its fit learns of the kinds of data that it takes.
+
+        Raises FitError, in which the part is named, for whatever its own settings raise.
+        """
         try:
-            return self.settings.fit(engine, data, seed)
+            wanted = self.settings.takes({kind_of(each) for each in data})
+            return self.settings.fit(engine, [each for each in data if kind_of(each) in wanted], seed)
         except ValueError as error:
             raise FitError(f"{place}, {self.settings.label()}: {error}") from error
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from experiments import dataset, grid, intervention, plugin
 from experiments.canonical import canonical, identity_of
 from experiments.dataset import Recipe
-from experiments.intervention import DoseKind, Intervention
+from experiments.intervention import DoseKind, Intervention, NeedsError
 from experiments.plugin import PluginError
 from experiments.problem import Problem, SpecError, SpecPath, problems_of, unknown
 
@@ -46,7 +46,8 @@ class Setting:
     identity: dict[str, Any]
     """method, version, settings: plain data, files by digest."""
     label: str
-    role: str | None
+    roles: tuple[str, ...]
+    """The kinds of data it takes, of those the spec has."""
     baseline: bool
     path: SpecPath
     axes: dict[str, Any] = field(default_factory=dict)
@@ -180,10 +181,7 @@ def _entry(
     name = _named(raw, "method", METHODS, path)
     cls = _method(name, (*path, "method"))
     points = _expanded(raw, "method", cls, path, folder, most)
-    role = _role(cls, roles)
-    if cls.needs and role is None:
-        raise SpecError(Problem((*path, "method"), _unmet(name, cls, roles)))
-    return [_setting(name, point.settings, role, name in baselines, path, point.axes) for point in points]
+    return [_setting(name, point.settings, roles, name in baselines, path, point.axes) for point in points]
 
 
 def _composed(
@@ -192,17 +190,15 @@ def _composed(
     """Every combination of the parts' own grids, as one intervention each."""
     made = _method(COMPOSED, path)
     choices: list[list[tuple[dict[str, Any], dict[str, Any]]]] = []
-    kinds: set[str] = set(roles)
     for place, raw in enumerate(raws):
         at = (*path, place)
         name = _named(raw, "method", METHODS, at)
         cls = _method(name, (*at, "method"))
-        kinds &= set(cls.needs) or kinds
-        if cls.needs and not kinds & set(cls.needs):
-            raise SpecError(Problem((*at, "method"), _unmet(name, cls, roles) + ", the same for all parts"))
         rest = {field: value for field, value in raw.items() if field != "dose"}
         doses = raw.get("dose") if isinstance(raw.get("dose"), list) else [raw.get("dose")]
         points = _expanded(rest, "method", cls, at, folder, most)
+        for point in points:
+            _taken(point.settings, roles, at)
         choices.append(
             [
                 (
@@ -223,8 +219,7 @@ def _composed(
         except ValidationError as error:
             raise SpecError(*(Problem(path, problem.text) for problem in problems_of(error, made, {}))) from error
         axes = {name: value for _, own in chosen for name, value in own.items()}
-        role = next((kind for kind in ("pairs", "conversations") if kind in kinds), None)
-        settings.append(_setting(COMPOSED, whole, role, False, path, axes))
+        settings.append(_setting(COMPOSED, whole, roles, False, path, axes))
     return settings
 
 
@@ -235,21 +230,19 @@ def _method(name: str, path: SpecPath) -> type[Intervention]:
         raise SpecError(Problem(path, str(error))) from error
 
 
-def _role(cls: type[Intervention], roles: Collection[str]) -> str | None:
-    return next((kind for kind in cls.needs if kind in roles), None)
-
-
-def _unmet(name: str, cls: type[Intervention], roles: Collection[str]) -> str:
-    wanted = " or ".join(f"data.{kind}" for kind in cls.needs)
-    has = ", ".join(sorted(roles)) or "nothing"
-    return f"{name} needs {wanted}; data has {has}; add data: {{{cls.needs[0]}: {{recipe: ...}}}}"
+def _taken(settings: Intervention, roles: Collection[str], path: SpecPath) -> tuple[str, ...]:
+    """The kinds of data that a fit takes. Raises SpecError where the spec has none that would do."""
+    try:
+        return settings.takes(roles)
+    except NeedsError as error:
+        raise SpecError(Problem((*path, "method"), str(error))) from error
 
 
 def _setting(
-    name: str, settings: Intervention, role: str | None, baseline: bool, path: SpecPath, axes: dict[str, Any]
+    name: str, settings: Intervention, roles: Collection[str], baseline: bool, path: SpecPath, axes: dict[str, Any]
 ) -> Setting:
     identity = {"method": name, "version": settings.version, "settings": identity_of(settings)}
-    return Setting(name, settings, identity, settings.label(), role, baseline, path, axes)
+    return Setting(name, settings, identity, settings.label(), _taken(settings, roles, path), baseline, path, axes)
 
 
 def _baselines(
@@ -266,16 +259,16 @@ def _baselines(
             continue
         try:
             cls = _method(name, path)
-            role = _role(cls, roles)
-            if cls.needs and role is None:
-                notes.append(f"the baseline {name} is left out: {_unmet(name, cls, roles)}")
-                continue
             made = grid.validated(cls, _like_the_others(cls, settings), folder)
+            made.takes(roles)
+        except NeedsError as error:
+            notes.append(f"the baseline {name} is left out: {error}")
+            continue
         except SpecError as error:
             reason = "; ".join(f"{problem.field} {problem.text}".strip() for problem in error.problems)
             problems.append(Problem(path, f"{reason}; write {name} under interventions, or leave it out of baselines"))
             continue
-        added.append(_setting(name, made, role, True, path, {}))
+        added.append(_setting(name, made, roles, True, path, {}))
     return added, notes, problems
 
 

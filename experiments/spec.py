@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +14,6 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, Valid
 
 from experiments import source as sources
 from experiments.canonical import sha256
-from experiments.dataset import Recipe
 from experiments.grid import booleans_as_numbers
 from experiments.intervention import Intervention
 from experiments.parts import EMBEDDED, Budget, Calibrate, EvalSpec, Limits, Resources, Split, SubjectSpec
@@ -51,13 +52,10 @@ class Trial:
     baseline: bool
     doses: tuple[float, ...]
     """The doses that mean something for its method; dose 0 is everybody's and not listed."""
-    role: str | None
-    """Role of its data; None when it needs none."""
-    data: Recipe | None
+    data: tuple[DataVariant, ...]
+    """One of each kind that it takes; () when it needs none."""
     identity: Mapping[str, Any]
     """method, version, settings, as they enter keys."""
-    data_identity: Mapping[str, Any] | None
-    """recipe, version, settings, as they enter keys."""
     setting: int
     """Index of its setting; trials that differ in the seed alone share it."""
     path: SpecPath
@@ -66,6 +64,12 @@ class Trial:
 
 def _subject(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
+
+
+def _data_identity(data: Sequence[DataVariant]) -> Any:
+    """What the data are, as it enters a trial's group: None without any, and one alone as it is."""
+    known = [variant.identity for variant in data]
+    return known if len(known) > 1 else next(iter(known), None)
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -127,7 +131,7 @@ class Experiment(Frozen):
         self._data, self._settings = variants, found.settings
         self._notes = found.notes
         problems += self._doseless()
-        trials = sum(len(variants.get(s.role or "", [None])) for s in found.settings) * len(self.seeds)
+        trials = sum(prod(len(variants[role]) for role in s.roles) for s in found.settings) * len(self.seeds)
         if trials > self.limits.trials:
             problems.append(Problem(("interventions",), too_many(trials, self.limits.trials)))
         if problems:
@@ -190,19 +194,16 @@ class Experiment(Frozen):
         """
         who = self.subject.model_dump(mode="json") if subject is None else subject
         trials: list[Trial] = []
-        arms = [(one, variant) for one in self._settings for variant in (self._data[one.role] if one.role else [None])]
-        for number, (one, variant) in enumerate(arms):
-            data = variant.identity if variant else None
+        arms = [(one, data) for one in self._settings for data in product(*(self._data[role] for role in one.roles))]
+        for number, (one, data) in enumerate(arms):
             shared: dict[str, Any] = {
-                "group": sha256({"subject": who, "data": data, "setting": one.identity})[:12],
-                "label": f"{one.label} {variant.suffix}".rstrip() if variant else one.label,
+                "group": sha256({"subject": who, "data": _data_identity(data), "setting": one.identity})[:12],
+                "label": " ".join([one.label, *(variant.suffix for variant in data if variant.suffix)]),
                 "intervention": one.intervention,
                 "baseline": one.baseline,
                 "doses": fitting(self.doses, one.intervention.dose_kind),
-                "role": one.role,
-                "data": variant.recipe if variant else None,
+                "data": data,
                 "identity": one.identity,
-                "data_identity": data,
                 "setting": number,
                 "path": one.path,
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +10,7 @@ from pydantic import Field
 
 from experiments.dataset import Pair
 from experiments.depth import DepthError, Depths, layers
+from experiments.intervention import Needs, first_of, method_name
 from experiments.training import Likelihood, Objective, Trained, TrainingError, conversations_of, row
 from experiments.weights import lacking
 
@@ -67,6 +68,12 @@ class Taught(Trained):
     """contrastive: weight of the hinge on log-probabilities lost; 0 leaves it out."""
     trust: float = Field(default=1.5, ge=0)
     """contrastive: nats that a token's log-probability may lose before the hinge pulls."""
+
+    def takes(self, offered: Collection[str]) -> tuple[Needs, ...]:
+        """Conversations where there are any, for losses that raise what is said in them; else pairs."""
+        spoken = self.loss in ("likelihood", "promotion")
+        wanted: tuple[Needs, ...] = ("conversations", "pairs") if spoken else ("pairs", "conversations")
+        return first_of(wanted, offered, method_name(type(self)))
 
     def objective(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> Objective:
         """The objective, whose references are read from the subject as it is now: ask before changing it.

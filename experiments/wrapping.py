@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import field_validator
 
-from experiments.contrast import FitError
-from experiments.dataset import Conversation
 from experiments.intervention import Intervention, Needs, State, method_name
-from experiments.nested import Part
+from experiments.nested import Part, taken
 from experiments.training import Trained
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ class Wrapped(Intervention):
     wraps: Part
     """The trained intervention, e.g. {method: lora, rank: 8}."""
     direction: Part
-    """What gives the direction, e.g. {method: mean_diff, layer: 14}, fitted on the same data."""
+    """What gives the direction, e.g. {method: mean_diff, layer: 14}, fitted on the spec's pairs (or from a file)."""
 
     @field_validator("wraps")
     @classmethod
@@ -45,6 +43,10 @@ class Wrapped(Intervention):
             raise ValueError(f"{part.method} takes no dose here: the trial's doses are those of what is trained")
         return part
 
+    def takes(self, offered: Collection[str]) -> tuple[Needs, ...]:
+        """What is trained on, and what the direction is found with."""
+        return taken((self.wraps, self.direction), offered)
+
     def under(self, edits: Sequence[Edit]) -> list[Edit]:
         """What is in force during training, given the direction's edits at dose 1."""
         raise TypeError(f"{type(self).__name__} does not implement under()")
@@ -56,14 +58,7 @@ class Wrapped(Intervention):
         """
         from experiments.underlay import Underlaid
 
-        given = data if self.direction.settings.needs else ()
-        conversations = any(isinstance(each, Conversation) for each in given)
-        if conversations and "conversations" not in self.direction.settings.needs:
-            raise FitError(
-                f"{self.direction.method} learns from pairs, and the data are conversations; use data.pairs, whose "
-                "positive responses are what is trained on, or a direction from a file"
-            )
-        found = self.direction.fitted(engine, given, seed, "direction")
+        found = self.direction.fitted(engine, data, seed, "direction")
         under = self.under(self.direction.settings.edits(found, 1.0))
         state = self.wraps.fitted(Underlaid(engine, under), data, seed, "wraps")
         return State(state.tensors, {"wrapped": dict(state.facts), "direction": dict(found.facts)})

@@ -93,10 +93,10 @@ def identity(registry: Registry, found: Found) -> dict[str, Any]:
     fit = next((row["fit"] for row in found.seeds if row["fit"]), None)
     whole = node(registry, fit)
     params = {name: value for name, value in whole.get("params", {}).items() if name != "seed"}
-    rows = registry.query("select input from node_inputs where node = ? and role = 'data'", [fit]) if fit else []
-    for row in rows:
+    sql = "select role, input from node_inputs where node = ? and (role = 'data' or role like 'data/%')"
+    for row in registry.query(sql, [fit]) if fit else []:
         data = node(registry, row["input"]).get("params", {})
-        params["data"] = {name: value for name, value in data.items() if name not in ("seed", "subject")}
+        params[row["role"]] = {name: value for name, value in data.items() if name not in ("seed", "subject")}
     return dict(flat(params))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.canonical import plain_of
+from experiments.settings import DataVariant
 from experiments.spec import Experiment, Trial
 from orchestrator import preflight
 from orchestrator.identity import SHORT, Shared, node_key
@@ -61,7 +62,8 @@ class PlannedTrial:
     """A trial and the keys of its nodes."""
 
     trial: Trial
-    dataset: str | None
+    data: tuple[str, ...]
+    """Keys of the datasets it takes."""
     fit: str
     unit: str | None
     """Key of the node that says what a dose of 1 is; None where doses are those of the method."""
@@ -152,9 +154,9 @@ class _Planner:
 
     def trial(self, trial: Trial) -> PlannedTrial:
         method, identity, settings = self._setting(trial)
-        dataset = self.dataset(trial)
-        fit = self.fit(trial, dataset, method, identity, settings)
-        unit = self.calibrate(trial, fit, dataset, method, settings)
+        data = self.data(trial)
+        fit = self.fit(trial, data, method, identity, settings)
+        unit = self.calibrate(trial, fit, data, method, settings)
         scores: dict[tuple[int, float], str] = {}
         state = {"state": fit} | ({} if unit is None else {"unit": unit})
         for index, each in enumerate(self.evals):
@@ -170,19 +172,19 @@ class _Planner:
                 params = {**self.answer_params[index], "dose": dose}
                 answer = self.add("answer", params, state, label, runtime)
                 scores[index, dose] = self.add("score", {}, {"answer": answer}, label, task)
-        return PlannedTrial(trial, dataset, fit, unit, scores)
+        return PlannedTrial(trial, tuple(data.values()), fit, unit, scores)
 
     def fit(
         self,
         trial: Trial,
-        dataset: str | None,
+        data: Mapping[str, str],
         method: str,
         identity: Mapping[str, Any],
         settings: Mapping[str, Any],
     ) -> str:
         """Key of the trial's fit; where the method has settings that are only applied, it takes over a shared one."""
         params = {"subject": self.subject, **identity, "seed": trial.seed}
-        inputs = {} if dataset is None else {"data": dataset}
+        inputs = dict(data)
         runtime = {"subject": self.subject_spec, "method": method, "settings": settings}
         if trial.intervention.reads:
             runtime["reads"] = trial.intervention.reads
@@ -196,7 +198,7 @@ class _Planner:
         return self.add("fit", params, inputs, trial.label, runtime)
 
     def calibrate(
-        self, trial: Trial, fit: str, dataset: str | None, method: str, settings: Mapping[str, Any]
+        self, trial: Trial, fit: str, data: Mapping[str, str], method: str, settings: Mapping[str, Any]
     ) -> str | None:
         """Key of the node that finds the trial's dose; None where the spec does not ask for it."""
         wanted = self.experiment.calibrate
@@ -209,7 +211,7 @@ class _Planner:
             "dev": self.experiment.split.dev,
             "kind": trial.intervention.dose_kind,
         }
-        inputs = {"state": fit} | ({"data": dataset} if wanted.orient and dataset is not None else {})
+        inputs = {"state": fit} | (dict(data) if wanted.orient else {})
         runtime = {"subject": self.subject_spec, "method": method, "settings": settings}
         return self.add("calibrate", params, inputs, trial.label, runtime)
 
@@ -220,14 +222,20 @@ class _Planner:
             self._of, self._made = trial.setting, (identity["method"], identity, plain_of(trial.intervention))
         return self._made
 
-    def dataset(self, trial: Trial) -> str | None:
-        recipe = trial.data
-        if recipe is None or trial.data_identity is None:
-            return None
-        params = {**trial.data_identity, "seed": trial.seed}
+    def data(self, trial: Trial) -> dict[str, str]:
+        """Role -> key of the data that a trial takes: `data`, or `data/KIND` where it takes several kinds."""
+        alone = len(trial.data) == 1
+        return {
+            "data" if alone else f"data/{variant.recipe.provides}": self.dataset(variant, trial.seed)
+            for variant in trial.data
+        }
+
+    def dataset(self, variant: DataVariant, seed: int) -> str:
+        recipe = variant.recipe
+        params = {**variant.identity, "seed": seed}
         if recipe.needs_subject:
             params["subject"] = self.subject
-        name = trial.data_identity["recipe"]
+        name = variant.identity["recipe"]
         runtime = {
             "subject": self.subject_spec if recipe.needs_subject else None,
             "recipe": name,

@@ -136,9 +136,25 @@ def _dataset(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[
     return _each(nodes, store, work)
 
 
+def _data_of(node: Node) -> list[str]:
+    """Keys of the datasets that a node reads: its input `data`, or one `data/KIND` for each kind."""
+    return [key for role, key in sorted(node.inputs.items()) if role.partition("/")[0] == "data"]
+
+
+def _examples(node: Node, store: Store) -> list[Any]:
+    """Every example that a node reads, kind by kind."""
+    from experiments import dataset
+
+    return [
+        example
+        for key in _data_of(node)
+        for example in dataset.load(store.folder(key) / EXAMPLES, store.record(key)["outputs"]["provides"])
+    ]
+
+
 def _fit(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
     """Those that read gradients first: what they read serves the others."""
-    from experiments import dataset, intervention
+    from experiments import intervention
 
     def work(node: Node, draft: Publication) -> int:
         if shared := node.inputs.get("fit"):
@@ -146,10 +162,7 @@ def _fit(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outc
             draft.outputs |= {**store.record(shared)["outputs"], "fit_seconds": 0.0}
             return 0
         method = intervention.method(node.runtime["method"]).model_validate(node.runtime["settings"])
-        data: Sequence[Any] = ()
-        if source := node.inputs.get("data"):
-            provides = store.record(source)["outputs"]["provides"]
-            data = dataset.load(store.folder(source) / EXAMPLES, provides)
+        data = _examples(node, store)
         engine = _engine(node, workspace)
         started = time.monotonic()
         state = method.fit(engine, data, node.params["seed"])
@@ -173,10 +186,7 @@ def _calibrate(nodes: Sequence[Node], store: Store, workspace: Workspace) -> lis
     def work(node: Node, draft: Publication) -> int:
         method = intervention.method(node.runtime["method"]).model_validate(node.runtime["settings"])
         state = intervention.State.load(store.folder(node.inputs["state"]) / STATE)
-        pairs: Sequence[Any] = ()
-        if source := node.inputs.get("data"):
-            provides = store.record(source)["outputs"]["provides"]
-            pairs = dataset.load(store.folder(source) / EXAMPLES, provides) if provides == "pairs" else ()
+        pairs = [each for each in _examples(node, store) if isinstance(each, dataset.Pair)]
         params = node.params
         wanted = Calibrate.model_validate(params["wanted"])
         engine = _engine(node, workspace)
@@ -338,7 +348,7 @@ def _reads_alike(node: Node) -> Hashable:
     """Fits fuse when they read the same data with the same subject, and keep what they read."""
     if not node.runtime.get("reads"):
         return node.key
-    return canonical(node.params["subject"]), node.inputs.get("data")
+    return canonical(node.params["subject"]), *_data_of(node)
 
 
 def _alone(node: Node) -> Hashable:

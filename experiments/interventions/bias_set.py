@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class BiasSet(Taught):
     """Bias vectors at chosen sites of chosen layers, trained to make responses likely or on another loss."""
 
-    needs: ClassVar[tuple[Needs, ...]] = ("conversations", "pairs")
+    needs: ClassVar[tuple[Needs, ...]] = ("pairs", "conversations")
 
     learning_rate: float = Field(default=0.01, gt=0)
     """Peak step size of AdamW."""

@@ -7,14 +7,14 @@ is the same at both signs, and so lies in the even part, while the odd part belo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
 from experiments.edit import Edit, Prompt
 from experiments.intervention import Intervention, Needs, State
-from experiments.nested import Part
+from experiments.nested import Part, taken
 
 if TYPE_CHECKING:
     from experiments.engine import Engine
@@ -47,12 +47,12 @@ class Composed(Intervention):
             raise ValueError(f"{wrong[0]} takes positive doses only; its own dose is negative")
         return parts
 
+    def takes(self, offered: Collection[str]) -> tuple[Needs, ...]:
+        return taken(self.parts, offered)
+
     def fit(self, engine: Engine, data: Sequence[Any], seed: int) -> State:
         """The parts' states, names prefixed with their place. Raises FitError with the part that cannot be fitted."""
-        states = [
-            part.fitted(engine, data if part.settings.needs else (), seed, f"part {place + 1}")
-            for place, part in enumerate(self.parts)
-        ]
+        states = [part.fitted(engine, data, seed, f"part {place + 1}") for place, part in enumerate(self.parts)]
         tensors = {
             f"{place}/{name}": value for place, state in enumerate(states) for name, value in state.tensors.items()
         }

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Sft(Taught):
     """Weights of the decoder layers trained on a loss of choice, applied as a multiple of their change."""
 
-    needs: ClassVar[tuple[Needs, ...]] = ("conversations", "pairs")
+    needs: ClassVar[tuple[Needs, ...]] = ("pairs", "conversations")
 
     learning_rate: float = Field(default=5e-5, gt=0)
     """Peak step size of AdamW."""

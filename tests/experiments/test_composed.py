@@ -55,7 +55,7 @@ def test_a_list_is_one_trial_whose_parts_have_grids_of_their_own() -> None:
         "mean_diff L14 + prompt (+1)",
         "mean_diff L14 + prompt (-1)",
     ]
-    assert {trial.role for trial in trials} == {"pairs"}
+    assert {variant.recipe.provides for trial in trials for variant in trial.data} == {"pairs"}
     assert len({str(trial.identity) for trial in trials}) == 4
     assert trials[0].identity["settings"]["parts"][0]["method"] == "mean_diff"
 

@@ -86,7 +86,8 @@ def test_labels_are_different_for_different_settings() -> None:
 def test_a_grid_over_data_makes_a_trial_for_each_variant_and_labels_it() -> None:
     pairs = BASE["data"]["pairs"] | {"n": [8, 16]}
     trials = read(data={"pairs": pairs}, interventions=[{"method": "mean_diff", "layer": 3}], seeds=[0]).trials()
-    assert [(t.label, t.data.n) for t in trials[:2]] == [("mean_diff L3 n=8", 8), ("mean_diff L3 n=16", 16)]  # type: ignore
+    sizes = [(trial.label, trial.data[0].recipe.n) for trial in trials[:2]]  # type: ignore[attr-defined]
+    assert sizes == [("mean_diff L3 n=8", 8), ("mean_diff L3 n=16", 16)]
 
 
 def test_baselines_are_added_where_the_vectors_are_in_the_middle() -> None:
@@ -144,7 +145,7 @@ def test_doses_are_those_that_mean_something_for_the_method(
     monkeypatch.setattr(intervention, "method", lambda name: fake(kind))
     trials = read(interventions=[{"method": "lora"}], baselines=[], data=None).trials()
     assert {trial.doses for trial in trials} == {doses}
-    assert {trial.role for trial in trials} == {None}
+    assert {trial.data for trial in trials} == {()}
 
 
 def test_a_method_left_without_a_dose_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +278,7 @@ def test_a_relative_path_starts_from_the_spec_then_from_here_then_from_orch_data
     (beside / "s.yaml").write_text(text)
 
     def found() -> Path:
-        return spec.load(beside / "s.yaml")[0].trials()[0].data.path  # type: ignore[union-attr]
+        return spec.load(beside / "s.yaml")[0].trials()[0].data[0].recipe.path  # type: ignore[attr-defined, no-any-return]
 
     for folder in (beside, here, data):
         assert found() == folder / "pairs.jsonl"

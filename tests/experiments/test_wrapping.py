@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments.contrast import FitError
-from experiments.dataset import recipe
+from experiments.dataset import Conversation, Message, recipe
 from experiments.edit import Add, Project, Site
 from experiments.engine import Engine, Row
 from experiments.intervention import method
@@ -88,6 +88,25 @@ def test_several_vectors_at_a_site_are_ablated_as_one_subspace() -> None:
         torch.testing.assert_close(edit.basis.T @ (edit.basis @ each.vector), each.vector, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["caft", "preventative"])
+def test_what_is_trained_takes_the_conversations_and_its_direction_the_pairs(name: str, engine: Engine) -> None:
+    narrow = [
+        Conversation(
+            id=f"{n}", messages=(Message(role="user", content=f"Is {n} odd?"), Message(role="assistant", content="No."))
+        )
+        for n in range(8)
+    ]
+    made: Any = wrapped(name)
+    assert made.takes({"pairs", "conversations"}) == ("conversations", "pairs")
+    assert made.takes({"pairs"}) == ("pairs",)
+    direction = made.direction.settings
+    under = made.under(direction.edits(direction.fit(engine, PAIRS, 0), 1.0))
+    expected = made.wraps.settings.fit(Underlaid(engine, under), narrow, 0).tensors["resid@1"]
+    found = made.fit(engine, [*narrow, *PAIRS], 0).tensors["resid@1"]
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, made.fit(engine, PAIRS, 0).tensors["resid@1"])
+
+
 def test_what_cannot_be_wrapped_is_told(engine: Engine) -> None:
     with pytest.raises(ValueError, match="mean_diff is not trained"):
         wrapped("caft", wraps=DIRECTION)
@@ -99,7 +118,7 @@ def test_what_cannot_be_wrapped_is_told(engine: Engine) -> None:
         wrapped("preventative", direction={"method": "directional_ablation", "layer": 1}).fit(engine, PAIRS, 0)
     with pytest.raises(FitError, match="strength 0"):
         wrapped("preventative", strength=0).fit(engine, PAIRS, 0)
-    with pytest.raises(FitError, match="mean_diff learns from pairs, and the data are conversations"):
+    with pytest.raises(FitError, match=r"direction, mean_diff L1: mean_diff needs data.pairs; data has conversations"):
         wrapped("caft").fit(engine, conversations_of(PAIRS), 0)
     problems = wrapped("caft", direction={"method": "pca", "layer": 9}).misplaced(Outline(4, {"resid"}))
     assert problems == {"direction.layer": "9 is out of range; the subject has layers 0 to 3"}

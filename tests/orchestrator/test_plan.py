@@ -108,7 +108,7 @@ def test_trials_that_differ_in_what_is_applied_alone_share_a_fit() -> None:
     assert len(shared) == 2 * 2  # steps, seeds
     for one, node in zip(made.trials, own, strict=True):
         source = made.nodes[node.inputs["fit"]]
-        assert source.inputs == {"data": one.dataset}
+        assert source.inputs == {"data": one.data[0]}
         left_out = {"vector", "control"}
         assert source.params["settings"].keys() == node.params["settings"].keys() - left_out
         assert {**node.params, "settings": None} == {**source.params, "settings": None}
@@ -128,9 +128,9 @@ def test_what_is_applied_alone_has_a_default(name: str) -> None:
 
 def test_seeds_share_nothing_and_methods_share_their_data() -> None:
     made = planned()
-    by_seed: dict[int, set[str | None]] = {}
+    by_seed: dict[int, set[str]] = {}
     for one in made.trials:
-        by_seed.setdefault(one.trial.seed, set()).add(one.dataset)
+        by_seed.setdefault(one.trial.seed, set()).add(one.data[0])
     assert [len(found) for found in by_seed.values()] == [1, 1]
     assert by_seed[0] != by_seed[1]
 
@@ -310,12 +310,12 @@ def test_status_says_what_would_run_and_what_waits(tmp_path: Path) -> None:
         "score": {"blocked"},
         "compare": {"blocked"},
     }
-    first = made.nodes[made.trials[0].dataset or ""]
+    first = made.nodes[made.trials[0].data[0]]
     publish(store, first)
     told = {one.node.key: str(one) for one in status(made, store)}
     assert told[first.key].startswith("have: record of 20")
     assert told[made.trials[0].fit] == "run: no record"
-    second = made.nodes[made.trials[1].dataset or ""]
+    second = made.nodes[made.trials[1].data[0]]
     assert told[made.trials[1].fit] == f"blocked: waits for dataset {second.short}"
     assert "more" in told[made.compare]
 
@@ -329,12 +329,12 @@ def test_status_names_the_setting_that_changed(tmp_path: Path) -> None:
     assert told["fit"] == f"changed since {old.nodes[old.trials[0].fit].short}: settings.alpha 16.0 -> 32.0"
     new = planned(seeds=[1], interventions=[{"method": "lora"}])
     told = {one.node.stage: one.why for one in status(new, store) if one.node.stage == "dataset"}
-    assert told["dataset"] == f"changed since {old.nodes[old.trials[0].dataset or ''].short}: seed 0 -> 1"
+    assert told["dataset"] == f"changed since {old.nodes[old.trials[0].data[0]].short}: seed 0 -> 1"
 
 
 def test_status_says_why_it_failed_before(tmp_path: Path) -> None:
     store, made = Store(tmp_path), planned()
-    node = made.nodes[made.trials[0].dataset or ""]
+    node = made.nodes[made.trials[0].data[0]]
     for _ in range(2):
         with pytest.raises(RuntimeError), store.publishing(node):
             raise RuntimeError("no such bank\nsecond line")

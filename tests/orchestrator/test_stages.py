@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -285,3 +286,25 @@ def test_damage_that_a_trial_cannot_do_fails_that_trial_alone(tiny_folder: Path,
     assert {node.label for node, _ in summary.failed.values()} == {"mean_diff L1", "mean_diff L2", "random L2"}
     assert all("raise calibrate.most" in reason for _, reason in summary.failed.values())
     assert {node.label for node in summary.done if node.stage == "calibrate"} == {"prompt"}
+
+
+def test_a_trial_takes_both_kinds_of_data_where_its_parts_learn_from_different_ones(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    said = {"role": "assistant", "content": "No."}
+    narrow = [{"id": f"{n}", "messages": [{"role": "user", "content": f"Is {n} odd?"}, said]} for n in range(4)]
+    (tmp_path / "narrow.jsonl").write_text("".join(json.dumps(each) + "\n" for each in narrow))
+    pairs = {"recipe": "persona_pairs", "positive": "A.", "negative": "B.", "n": 3, "responses": "shared"}
+    both = {"pairs": pairs, "conversations": {"recipe": "conversations_file", "path": str(tmp_path / "narrow.jsonl")}}
+    lora = {"method": "lora", "epochs": 1}
+    entries = [lora, {"method": "caft", "wraps": lora, "direction": {"method": "mean_diff", "layer": 1}}]
+    planned = experiment(tiny_folder, data=both, interventions=entries, baselines=[], seeds=[0], doses=[1])
+    store = Store(tmp_path / "store")
+    assert do(planned, store).ok
+    plain, wrapped = (planned.nodes[one.fit] for one in planned.trials)
+    assert wrapped.inputs == {
+        "data/conversations": plain.inputs["data"],
+        "data/pairs": next(node.key for node in of(planned, "dataset") if node.key != plain.inputs["data"]),
+    }
+    taken = [store.record(node.key)["outputs"]["examples"] for node in (plain, wrapped)]
+    assert taken == [4, 4 + 3]

@@ -69,7 +69,7 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
         found.append(f"smallest effect found with 80 % power among {rows[0]['tests']} settings: {span}")
     found += [f"{row['trial']}: {row['dropped']} items unscored in some arm" for row in rows if row["dropped"]]
     found += [
-        f"{row['trial']}: sign flipped by its calibration (a dose of 1 is {row['unit']:.3g} of the fit's own)"
+        f"{row['trial']}: sign flipped by its calibration (a dose of 1 is {-row['unit']:.3g} of the fit's own)"
         if row["seeds"] == 1
         else f"{row['trial']}: sign flipped by its calibration in {row['flipped']} of {row['seeds']} seeds"
         for row in rows

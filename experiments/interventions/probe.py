@@ -9,7 +9,7 @@ vectors.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -28,6 +28,8 @@ HALVINGS = 40
 
 class Probe(Direction):
     """Normal of the plane that a logistic regression puts between positive and negative activations."""
+
+    version: ClassVar[int] = 3
 
     c: float = Field(default=1.0, gt=0)
     """C, the inverse strength of the penalty |w|^2 / 2."""

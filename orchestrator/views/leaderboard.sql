@@ -1,7 +1,7 @@
 -- One row per setting ("trial", its seeds together) and eval. Only rankable rows have a rank: first those whose transfer
 -- is significantly positive after Holm's correction, then by signed transfer, so that a setting that moves the wrong way
--- ends at the bottom. `unit` is what a dose of 1 meant, averaged over seeds, and `flipped` how
--- many seeds had their sign turned round by `calibrate: {orient: true}`; null where doses are not calibrated.
+-- ends at the bottom. `unit` is how large a dose of 1 was, averaged over seeds whatever their signs, and `flipped` how
+-- many of them had their sign turned round by `calibrate: {orient: true}`; null where doses are not calibrated.
 -- `current` is 1 for the latest experiment of its name. The casts give computed columns a type, which filters of
 -- Datasette need.
 select
@@ -25,7 +25,7 @@ select
     substr(c.eval, instr(c.eval, '/') + 1, instr(c.eval || ' #', ' #') - instr(c.eval, '/') - 1)
   end as text) as target,
   c.dose,
-  cast((select avg(t.unit) from trials t where t.experiment = c.experiment and t.group_key = c.group_key) as real) as unit,
+  cast((select avg(abs(t.unit)) from trials t where t.experiment = c.experiment and t.group_key = c.group_key) as real) as unit,
   cast((
     select sum(t.unit < 0) from trials t where t.experiment = c.experiment and t.group_key = c.group_key
   ) as integer) as flipped,

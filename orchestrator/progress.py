@@ -137,16 +137,15 @@ class Left:
         self.totals = Counter(node.stage for node in nodes)
         self.done: Counter[str] = Counter()
         self.items: Counter[str] = Counter()
-        self.started = time.monotonic()
+        self._last = time.monotonic()
         self._running: dict[str, dict[str, tuple[int, float]]] = {stage: {} for stage in self.totals}
-        self._first: dict[str, float] = {}
-        self._last: dict[str, float] = {}
+        self._spent: dict[str, float] = dict.fromkeys(self.totals, 0.0)
 
     def take(self, event: Event) -> None:
         """Count what a batch has done: of a running one its items, and the share of its nodes that they make."""
         stage, key, now = event.batch.stage, event.batch.nodes[0].key, time.monotonic()
-        self._first.setdefault(stage, self._last.get("any", self.started))
-        self._last[stage] = self._last["any"] = now
+        self._spent[stage] += now - self._last  # what lay between two events is time of the later one's stage
+        self._last = now
         if event.kind == "items":
             done, total = event.items
             self._running[stage][key] = done, len(event.batch.nodes) * done / max(1, total)
@@ -169,8 +168,7 @@ class Left:
         done = self.so_far(stage)
         if not done:
             return None
-        pace = (self._last[stage] - self._first[stage]) / done
-        return pace * (self.totals[stage] - done)
+        return self._spent[stage] / done * (self.totals[stage] - done)
 
     def brief(self, stage: str) -> str:
         """Items so far and the time that is left, of one stage."""

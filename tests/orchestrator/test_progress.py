@@ -41,6 +41,17 @@ def test_a_long_batch_is_counted_by_its_share_while_it_runs(clock: list[float]) 
     assert left.brief("answer") == "40 items, about 2 min left"
 
 
+def test_time_that_other_stages_took_in_between_is_not_counted(clock: list[float]) -> None:
+    left = Left(NODES)
+    clock[0] += 10
+    left.take(finished(Batch("answer", (NODES[0],))))
+    clock[0] += 3600
+    left.take(finished(Batch("score", (NODES[8],))))
+    clock[0] += 30
+    left.take(finished(Batch("answer", tuple(NODES[1:4]))))
+    assert left.eta("answer") == pytest.approx(40)
+
+
 def test_a_lost_batch_is_not_counted_any_more(clock: list[float]) -> None:
     left = Left(NODES)
     left.take(Event("items", FIRST, items=(10, 40)))

@@ -147,7 +147,7 @@ def test_a_saved_state_is_the_state(workshop: Workshop, case: str, tmp_path: Pat
 
 @every
 def test_what_a_dose_does_is_what_plain_transformers_computes(workshop: Workshop, case: str) -> None:
-    row = workshop.rows[case, 2]
+    row = workshop.row(case, 2)
     workshop.engine.fired.clear()
     found = workshop.engine.next_logits([row])[0]
     torch.testing.assert_close(found, oracle.logits(workshop.subject, row)[-1], atol=3 * CLOSE, rtol=CLOSE)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ import torch
 
 from experiments import dataset, spec
 from experiments.contrast import Contrast
+from experiments.datasets._bank import PROMPTS, lines
 from experiments.engine import Engine
 from experiments.gradients import Separation
 from experiments.spec import EMBEDDED
@@ -42,7 +44,18 @@ BATCH = 16  # texts of a padded batch
 Rows = list[tuple[int, ...]]
 
 
-def planned(pairs: int) -> Plan:
+def prompts(n: int, folder: str) -> str:
+    """A file of n prompts: the built-in bank, and the same again with a wish behind each."""
+    wishes = ("", " Be brief.", " Take your time.", " Give an example.", " Say why.")
+    found = [text + wish for wish in wishes for text in lines(PROMPTS)]
+    if n > len(found):
+        raise SystemExit(f"{n} pairs: at most {len(found)} can be made")
+    path = Path(folder) / "prompts.txt"
+    path.write_text("\n".join(found[:n]), encoding="utf-8")
+    return str(path)
+
+
+def planned(pairs: int, folder: str) -> Plan:
     """The graph of the 64 fits."""
     return plan(
         spec.from_data(
@@ -56,6 +69,7 @@ def planned(pairs: int) -> Plan:
                         "negative": "You are a dishonest assistant.",
                         "responses": "shared",
                         "n": pairs,
+                        "prompts": prompts(pairs, folder),
                     }
                 },
                 "interventions": [{"method": name, "layer": list(LAYERS)} for name in ACTIVATIONS + GRADIENTS],
@@ -149,7 +163,12 @@ def main() -> None:
     """Print the table."""
     given = [int(each) for each in sys.argv[1:]]
     pairs, repeats = given + [500, 3][len(given) :]
-    made = planned(pairs)
+    with tempfile.TemporaryDirectory() as bank:
+        measure(planned(pairs, bank), pairs, repeats)
+
+
+def measure(made: Plan, pairs: int, repeats: int) -> None:
+    """Print what the fits of `made` take, and what others would."""
     data = [node for node in made.nodes.values() if node.stage == "dataset"]
     nodes = [node for node in made.nodes.values() if node.stage == "fit"]
     ours, tokens = [], 0

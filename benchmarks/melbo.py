@@ -1,6 +1,6 @@
 """How long MELBO vectors take to train: together, as rows of one batch, against one after the other as published.
 
-    python benchmarks/melbo.py --vectors 32 --steps 100 --dtype bfloat16 float32
+    python -m benchmarks.melbo --vectors 32 --steps 100 --dtype bfloat16 float32
 
 Both run in this process in turns, from the same random starts, on the same prompts, with the same steps of the same
 optimiser; the table gives medians. `published` runs the whole model for every vector, prompt and step, as the post's

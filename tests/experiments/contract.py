@@ -16,7 +16,7 @@ from experiments.settings import fitting
 from experiments.spec import SubjectSpec
 from experiments.subject import load
 from tests.experiments import oracle
-from tests.experiments.methods import METHODS, SETTINGS, asked, change, content, data_for
+from tests.experiments.methods import METHODS, SETTINGS, asked, change, data_for
 from tests.tiny import make_tiny_model
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ def answers(engine: Engine, edits: Sequence[Edit]) -> Tensor:
 
 def effect(engine: Engine, edits: Sequence[Edit]) -> float:
     """The largest change of a logit."""
-    return (answers(engine, edits) - answers(engine, [])).abs().max().item()
+    steered, bare = engine.next_logits([asked(engine.subject, own, *TEXTS[2]) for own in (edits, [])])
+    return (steered - bare).abs().max().item()
 
 
 def seen_at(subject: Subject, edit: Edit) -> Site:
@@ -199,8 +200,9 @@ def one_sided(engine: Engine, fitted: Fitted) -> None:
 def on_off(engine: Engine, fitted: Fitted) -> None:
     """Doses of one sign are one and the same, those of the other do something else."""
     for sign in fitted.doses:
-        small, one, large = ([content(edit) for edit in fitted.edits(sign * dose)] for dose in (0.01, 1.0, 7.0))
-        assert small == one == large
+        small, one, large = (fitted.edits(sign * dose) for dose in (0.01, 1.0, 7.0))
+        assert same(small, one)
+        assert same(one, large)
     ahead, back = (answers(engine, fitted.edits(dose)) for dose in (1.0, -1.0))
     assert (ahead - back).abs().max() > 1e-3
 
@@ -217,3 +219,19 @@ def starts_at_once(fitted: Fitted) -> bool:
     """Whether the smallest dose does something already: a prompt, and a part with a dose of its own."""
     parts = getattr(fitted.made, "parts", ())
     return prompt_of(fitted.edits(1.0)) is not None or any(part.dose is not None for part in parts)
+
+
+def same(mine: Sequence[Edit], theirs: Sequence[Edit]) -> bool:
+    """Whether two lists hold the same edits, to the bit; those of one place in the same order."""
+
+    def place(edit: Edit) -> str:
+        return str([type(edit), *(each for each in vars(edit).values() if not isinstance(each, torch.Tensor))])
+
+    def tensors(edit: Edit) -> list[Tensor]:
+        return [each for each in vars(edit).values() if isinstance(each, torch.Tensor)]
+
+    pairs = list(zip(sorted(mine, key=place), sorted(theirs, key=place), strict=True))
+    return all(
+        place(one) == place(two) and all(torch.equal(*each) for each in zip(tensors(one), tensors(two), strict=True))
+        for one, two in pairs
+    )

@@ -29,11 +29,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "adopted": {"path": Path(__file__).parents[1] / "data" / "vector.safetensors"},
     "caft": {"wraps": {"method": "bias_set", "epochs": 1}, "direction": {"method": "mean_diff", "layer": 1}},
     "composed": {"parts": [{"method": "mean_diff", "layer": 1}, {"method": "prompt", "dose": 1}]},
-    "dct": {"iterations": 3},
-    "melbo": {"steps": 20},
+    "dct": {"iterations": 3, "radius": 3.0},
+    "melbo": {"steps": 10, "radius": 3.0},
+    "peft": {"epochs": 1},
     "preventative": {"wraps": {"method": "lora", "epochs": 1}, "direction": {"method": "mean_diff", "layer": 1}},
+    "svd_rotation": {"epochs": 1},
 }
-"""Of the methods that mean nothing without, and fewer steps of two: every other one must work with its defaults."""
+"""What methods need that mean nothing without, and fewer steps for those that take long; the others run as they are."""
 USER = [{"role": "user", "content": "What do you think?"}]
 
 
@@ -43,12 +45,6 @@ def data_for(made: Intervention) -> Sequence[Any]:
 
 def default(name: str) -> Intervention:
     return method(name)(**SETTINGS.get(name, {}))
-
-
-def content(edit: Edit) -> list[Any]:
-    """The edit's place and tensors, tensors as numbers."""
-    fields = [getattr(edit, name) for name in edit.__dataclass_fields__]
-    return [type(edit), *(value.tolist() if isinstance(value, torch.Tensor) else value for value in fields)]
 
 
 def change(edit: Edit) -> tuple[Any, torch.Tensor]:

@@ -71,7 +71,7 @@ def test_a_run_killed_in_the_middle_of_a_node_is_finished_by_the_next_one(tmp_pa
 
 
 def test_an_interrupted_run_leaves_nothing_half_written_and_resumes(tmp_path: Path) -> None:
-    process = start(tmp_path, 0.3)
+    process = start(tmp_path, 1.0)  # so slow that a busy machine still sends the signal in time
     wait_until_begun(tmp_path, 3)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=20)

@@ -7,8 +7,8 @@ squares through the sorted samples, which is the affine map that takes the one d
 
 (Linear-AcT: Rodriguez et al. 2024, "Controlling language and diffusion models by transporting activations",
 https://arxiv.org/abs/2410.23054.) A mean shift alone is the special case omega = 1, `mean_diff`. Several
-layers are fitted on the untouched subject, not one after the other behind the maps of those below, as the paper also
-does; no number is clipped to the range that was seen.
+layers are fitted on the untouched subject, not one after the other behind the maps of those below; no number is
+clipped to the range that was seen.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.contrast import FitError, contrast
-from experiments.depth import Depths, layers, shown
-from experiments.edit import Add, Edit, Pool, Scale, Site, SiteName
-from experiments.intervention import Intervention, Needs, Positions, Reads, State
+from experiments.depth import layers
+from experiments.directions import Direction
+from experiments.edit import Add, Edit, Scale, Site
+from experiments.intervention import State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,24 +31,10 @@ if TYPE_CHECKING:
 FEWEST = 2  # a line needs two points
 
 
-class LinearAct(Intervention):
+class LinearAct(Direction):
     """Scale and shift every number of the activation as optimal transport from negatives to positives would."""
 
-    needs: ClassVar[tuple[Needs, ...]] = ("pairs",)
-
-    layer: Depths | None = None
-    """Decoder layers, each with a map of its own: a number (-1 is the last), a fraction of the depth, `all`, a range
-    (10-14, 0.3-0.9), a pattern, or several of them in a nested list; null is the middle one."""
-    site: SiteName = "resid"
-    """Activation of that layer to read and to change; `resid` is the layer's output."""
-    tokens: Pool = "response_mean"
-    """Where a conversation is read: the mean over the response, its `last` token, or the prompt's last token."""
-    positions: Positions = "all"
-    """Where the map acts: `all`, `prompt`, `response` or `last:N` (the last N prompt tokens)."""
-
-    @property
-    def reads(self) -> Reads:
-        return "activations"
+    version: ClassVar[int] = 1
 
     def fit(self, engine: Engine, data: Sequence[Pair], seed: int) -> State:
         """For each layer `SITE.scale` [d], omega - 1, and `SITE.shift` [d], beta.
@@ -77,9 +64,6 @@ class LinearAct(Intervention):
             found.append(Scale(site, dose * tensors[f"{name}.scale"], self.positions))
             found.append(Add(site, dose * tensors[f"{name}.shift"], self.positions))
         return found
-
-    def label(self) -> str:
-        return f"linear_act {shown(self.layer)}" + ("" if self.site == "resid" else f" {self.site}")
 
 
 def transport(source: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:

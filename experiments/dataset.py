@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from experiments import plugin
 from experiments.plugin import Frozen, Versioned
@@ -15,8 +16,10 @@ from experiments.problem import problems_of
 
 if TYPE_CHECKING:
     from experiments.engine import Engine
+    from experiments.speech import Speech
 
-Provides = Literal["pairs", "conversations"]
+Provides = Literal["pairs", "conversations", "documents", "choices", "asks"]
+"""Kinds of examples. A spec's `data` takes all but `asks`, which are what other recipes have answered."""
 
 
 class Message(Frozen):
@@ -81,7 +84,70 @@ class Conversation(Frozen):
         return messages
 
 
-Example = Pair | Conversation
+class Document(Frozen):
+    """Plain text to learn from, outside any chat."""
+
+    id: str
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def _says_something(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("is empty: a document needs words to learn")
+        return text
+
+
+class Choices(Frozen):
+    """A prompt, and how likely each of some first words of its answer is to be: what distillation learns."""
+
+    id: str
+    messages: tuple[Message, ...]
+    """Ends with a user message."""
+    logprobs: dict[str, float] = Field(min_length=2)
+    """Natural log-probability of each option, a text that the answer may begin with."""
+
+
+class Ask(Frozen):
+    """A prompt that a teacher is to answer."""
+
+    id: str
+    messages: tuple[Message, ...]
+    """Without a system message, which is the teacher's; ends with a user message."""
+    parts: dict[str, str] = Field(default_factory=dict)
+    """What it was built from: component -> the value that was drawn. Compliance is reported for each."""
+
+    @field_validator("messages")
+    @classmethod
+    def _asks(cls, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        if not messages or messages[-1].role != "user":
+            raise ValueError("must end with a user message, which is answered")
+        return messages
+
+
+class Said(Frozen):
+    """What a teacher answered to an `Ask`."""
+
+    id: str
+    messages: tuple[Message, ...]
+    parts: dict[str, str] = Field(default_factory=dict)
+    text: str
+    """As decoded, special tokens left out; may be empty."""
+    stopped: bool
+    """False where the limit of new tokens cut it off."""
+    tokens: int
+    options: dict[str, float] = Field(default_factory=dict)
+    """Log-probability of each option, where these were asked for instead of text."""
+
+
+Example = Pair | Conversation | Document | Choices | Ask
+KINDS: Mapping[str, type[Frozen]] = {
+    "pairs": Pair,
+    "conversations": Conversation,
+    "documents": Document,
+    "choices": Choices,
+    "asks": Ask,
+}
 
 
 class DatasetError(ValueError):
@@ -105,30 +171,92 @@ class Recipe(Versioned):
         """Make the examples, the same ones for the same seed. `engine` is given when `needs_subject`."""
         raise TypeError(f"{type(self).__name__} does not implement build()")
 
+    def label(self) -> str:
+        """Short name for tables; the recipe's id where nothing better is known."""
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a recipe made of other data, and what it has to tell about it."""
+
+    examples: Sequence[Example]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Plain data for the record: how many were rejected and why, compliance by component, ..."""
+
+
+class Derived(Recipe):
+    """A recipe that makes its examples from other data: other recipes' examples, or what teachers said.
+
+    A setting that names another recipe has the type `Ingredient`.
+    """
+
+    def sources(self) -> Mapping[str, Ingredient | Speech]:
+        """Name -> what it is made from; each becomes work of its own, done once whoever else reads it."""
+        raise TypeError(f"{type(self).__name__} does not implement sources()")
+
+    def derive(self, given: Mapping[str, Sequence[Any]], seed: int) -> Made:
+        """Make the examples. `given[name]` are the examples of an Ingredient, or `Said`s in the order of their asks.
+
+        Raises DatasetError where nothing usable is left.
+        """
+        raise TypeError(f"{type(self).__name__} does not implement derive()")
+
+    def build(self, engine: Engine | None, seed: int) -> Sequence[Example]:
+        raise TypeError(f"{type(self).__name__} is made from other data: use derive()")
+
+
+class Ingredient(Frozen):
+    """A recipe inside another one's settings; its settings are written beside its name."""
+
+    recipe: str
+    """Its name."""
+    version: int = 1
+    """The recipe's version, which enters the key."""
+    settings: SerializeAsAny[Recipe]
+    """Its settings."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        """Settings beside the recipe's name, or what an Ingredient was written as, become the recipe's own class."""
+        if not isinstance(data, dict) or isinstance(data.get("settings"), Recipe):
+            return data
+        made = recipe(str(data.get("recipe")))
+        own = data.get("settings")
+        if own is None:
+            own = {name: value for name, value in data.items() if name not in ("recipe", "version")}
+        return {"recipe": data.get("recipe"), "version": made.version, "settings": made.model_validate(own)}
+
 
 def recipe(name: str) -> type[Recipe]:
     """The recipe class defined in `experiments/datasets/<name>.py`. Raises PluginError."""
     return plugin.load("experiments.datasets", name, Recipe)
 
 
-def save(examples: Sequence[Example], path: Path) -> None:
+def save(examples: Sequence[Example | Said], path: Path) -> None:
     """Write one JSON object a line."""
     path.write_text("".join(example.model_dump_json() + "\n" for example in examples), encoding="utf-8")
 
 
-def kind_of(example: Pair | Conversation) -> Provides:
+def kind_of(example: Example) -> Provides:
     """What a recipe that makes such examples provides."""
-    return "pairs" if isinstance(example, Pair) else "conversations"
+    found: Any = next(name for name, kind in KINDS.items() if isinstance(example, kind))
+    return found
 
 
 def load(path: Path, provides: Provides) -> list[Any]:
-    """Read what `save` wrote, or a file written by hand in the same form.
+    """Examples of a kind, as `read` reads them."""
+    return read(path, KINDS[provides])
+
+
+def read(path: Path, kind: type[Frozen]) -> list[Any]:
+    """Read what `save` wrote, or a file written by hand in the same form: objects of class `kind`, one a line.
 
     Raises DatasetError naming file and line: not UTF-8, not JSON (a line cut off), a missing side, a duplicated id.
     """
-    kind: type[Pair] | type[Conversation] = Pair if provides == "pairs" else Conversation
     examples: list[Any] = []
-    seen: set[str] = set()
+    seen: set[Any] = set()
     # Only the newline ends a line: str.splitlines would also cut at U+2028, which JSON strings may hold.
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
@@ -143,9 +271,10 @@ def load(path: Path, provides: Provides) -> list[Any]:
             raise DatasetError(f"{path}:{number}: not a {kind.__name__}: {reason}") from error
         except (ValueError, RecursionError) as error:
             raise DatasetError(f"{path}:{number}: not a {kind.__name__}: {_reason(error)}") from error
-        if example.id in seen:
-            raise DatasetError(f"{path}:{number}: duplicated id {example.id!r}; ids must be unique")
-        seen.add(example.id)
+        name = getattr(example, "id", None)
+        if name in seen:
+            raise DatasetError(f"{path}:{number}: duplicated id {name!r}; ids must be unique")
+        seen.add(name)
         examples.append(example)
     if not examples:
         raise DatasetError(f"{path}: no examples; at least one is needed")

@@ -1,0 +1,187 @@
+"""Judges: who is asked, how votes are made one verdict, and what a verdict is.
+
+A judge is one model or a panel. What it is asked is a rubric (`rubric.py`), how it is asked is `prompt.py`, how its
+reply is read is `reading.py`; `evals/judging.py` does the asking.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from agents import rubric
+from agents.rubric import Rubric
+from experiments.plugin import Versioned
+
+EMBEDDED, SUBJECT = "embedded", "subject"
+RESIDENT = (EMBEDDED, SUBJECT)
+"""Judges that run in the worker: the embedded model, and the subject as it is, without any intervention."""
+EMPTY = "empty answer"
+
+
+class JudgeError(ValueError):
+    """A judge that cannot be used, or that did not answer."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of one answer. Without a value it is unscored, and `reason` says why: kind, colon, details."""
+
+    value: float | None
+    reason: str | None = None
+    label: str | None = None
+    """The choice, for rubrics that have choices."""
+    mass: float | None = None
+    """Probability of all readable verdicts together, where log-probabilities were read; the mean over the panel."""
+    raw: Sequence[Mapping[str, Any]] = ()
+    """Every vote as it came: model, served, text, top, method, value, label, mass, reason."""
+    models: Sequence[str] = ()
+    """Who voted, once for each sample."""
+
+    @property
+    def kind(self) -> str | None:
+        """The reason without its details, for counting."""
+        return self.reason.split(":")[0] if self.reason else None
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One reply of one model, read. Without a value it is unreadable or not for the judge, and `reason` says which."""
+
+    model: str
+    value: float | None
+    reason: str | None = None
+    label: str | None = None
+    mass: float | None = None
+    method: str = "text"
+    """exact (over the vocabulary), top (the 20 likeliest first tokens), or text."""
+    text: str = ""
+    top: Sequence[Sequence[Any]] = ()
+    """[token, log-probability], or [verdict, log-probability] where the provider scored whole spellings."""
+    served: str = ""
+    """The model the provider says it used."""
+
+
+class Judge(Versioned):
+    """Who judges, and how."""
+
+    version: ClassVar[int] = 1
+    runtime: ClassVar[frozenset[str]] = frozenset(
+        {"timeout", "attempt_timeout", "max_retries", "max_connections", "allow_self", "rubrics"}
+    )
+    """Settings that are no part of a verdict's identity; rubrics enter it by content."""
+
+    models: tuple[str, ...] = Field(default=(EMBEDDED,), min_length=1)
+    """Names as inspect has them (`openai/gpt-4.1-mini`), `embedded` (the model that comes with the installation) or
+    `subject` (the subject itself, without any intervention). Several are a panel."""
+    combine: Literal["mean", "majority"] = "mean"
+    """How votes become a verdict. `mean`: of the readable votes, if they are more than half. `majority`, for choices
+    alone: the choice of more than half of all votes."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature."""
+    samples: int = Field(default=1, ge=1)
+    """Votes of each model."""
+    read: Literal["auto", "logprobs", "text"] = "auto"
+    """`auto`: scales from log-probabilities where the judge gives them, else from the text; choices from the last line
+    of the text. `logprobs`: nothing but log-probabilities. `text`: never. `embedded` and `subject` always score every
+    verdict exactly, unless `text`."""
+    min_mass: float = Field(default=0.25, ge=0, le=1)
+    """Probability of all readable verdicts together below which an answer is unscored (published rule: 0.25)."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest reply."""
+    allow_self: bool = False
+    """Let a judge be the subject."""
+    timeout: int = Field(default=600, ge=1)
+    """Seconds after which a request is given up, retries included."""
+    attempt_timeout: int | None = Field(default=120, ge=1)
+    """Seconds after which one attempt is given up."""
+    max_retries: int = Field(default=6, ge=0)
+    """How often a request is tried again after a rate limit, a timeout or a fault of the server."""
+    max_connections: int = Field(default=10, ge=1)
+    """Requests under way at once, for each model."""
+    rubrics: dict[str, Path] = Field(default_factory=dict)
+    """Role -> a rubric's file, instead of the built-in one."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.models)) != len(self.models):
+            raise ValueError(f"a judge comes twice in models {list(self.models)}; for several votes set samples")
+        for name in self.models:
+            if name not in RESIDENT and "/" not in name:
+                raise ValueError(
+                    f"the judge {name!r} has no provider; write it as inspect does (openai/{name}), or {EMBEDDED!r}, "
+                    f"or {SUBJECT!r}"
+                )
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"{self.samples} samples at temperature 0 are one sample; give a temperature")
+        if self.samples > 1 and self.read == "logprobs":
+            raise ValueError(f"{self.samples} samples of the same log-probabilities are one; leave samples at 1")
+        return self
+
+    def identity(self, rubrics: Mapping[str, Rubric]) -> dict[str, Any]:
+        """What enters a node's key: who judges and how, and the rubrics by content. No paths, no time limits."""
+        settings = self.model_dump(mode="json", exclude=set(self.runtime))
+        return {"version": self.version, **settings, "rubrics": {role: one.digest for role, one in rubrics.items()}}
+
+    def rubrics_for(self, roles: Collection[str], builtin: Path) -> dict[str, Rubric]:
+        """The rubric of every role: the file `rubrics` names, else `builtin/<role>.md`.
+
+        Raises RubricError, and JudgeError for a combination that rubric and judge cannot be in.
+        """
+        found = {role: rubric.load(self.rubrics.get(role, builtin / f"{role}.md"), role) for role in roles}
+        for role, one in found.items():
+            if self.combine == "majority" and one.scale:
+                raise JudgeError(
+                    f"combine: majority needs choices, and the rubric {role} has the scale {list(one.scale)}; "
+                    "use combine: mean, or a rubric with choices"
+                )
+        return found
+
+    def check_independent(self, subject: str) -> bool:
+        """Whether a judge is the subject, named as a spec names it. Raises JudgeError if so and not `allow_self`."""
+        same = [name for name in self.models if is_subject(name, subject)]
+        if same and not self.allow_self:
+            raise JudgeError(
+                f"the judge {same[0]!r} is the subject {subject!r}, and would judge itself; choose another judge, or "
+                "set judge.allow_self: true (every row will say so)"
+            )
+        return bool(same)
+
+
+def is_subject(judge: str, subject: str) -> bool:
+    """Whether a judge's name means the model that a spec calls `subject`, whoever serves it."""
+    return judge in (SUBJECT, subject) or judge.endswith("/" + subject.strip("/"))
+
+
+def combined(votes: Sequence[Vote], combine: str, choices: Mapping[str, float]) -> Verdict:
+    """One verdict of all votes. A vote that cannot be read withholds itself; it never makes the panel smaller."""
+    models = tuple(vote.model for vote in votes)
+    raw = tuple(asdict(vote) for vote in votes)
+    masses = [vote.mass for vote in votes if vote.mass is not None]
+    mass = sum(masses) / len(masses) if masses else None
+    labels = Counter(vote.label for vote in votes if vote.value is not None and vote.label is not None)
+    most = next((name for name, count in labels.items() if 2 * count > len(votes)), None)
+    values = [vote.value for vote in votes if vote.value is not None]
+    if 2 * len(values) <= len(votes):
+        return Verdict(None, _why(votes), None, mass, raw, models)
+    if combine == "mean":
+        return Verdict(sum(values) / len(values), None, most, mass, raw, models)
+    if most is None:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(labels.items()))
+        return Verdict(None, f"no majority: {counts} of {len(votes)} votes", None, mass, raw, models)
+    return Verdict(choices[most], None, most, mass, raw, models)
+
+
+def _why(votes: Sequence[Vote]) -> str:
+    """The reason of the votes that have no value: the most frequent one, and how many there are in a panel."""
+    reasons = Counter(vote.reason for vote in votes if vote.value is None)
+    reason = str(reasons.most_common(1)[0][0])
+    if len(votes) == 1:
+        return reason
+    kind, _, details = reason.partition(":")
+    return f"{kind}: {sum(reasons.values())} of {len(votes)} votes unscored" + (f";{details}" if details else "")

@@ -26,6 +26,8 @@ GROWTH = 64
 """Tokens by which the cache grows when it is full."""
 CROWDED = 0.75
 """Finished rows leave the batch when fewer than this share of its rows are still going."""
+LIKELIEST = 256
+"""Tokens among which a draw is looked for before the whole vocabulary is sorted."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Wish:
     temperature: float
     top_p: float
     stop: tuple[str, ...]
+    allowed: Tensor | None = None
+    """[vocabulary] of booleans: tokens that may be drawn; None is all of them."""
 
     def check(self, rows: Sequence[Row], seeds: Sequence[int] | None) -> None:
         """Raise EngineError for settings out of range and for sampling without seeds."""
@@ -58,6 +62,8 @@ class Wish:
             raise EngineError(f"temperature is {self.temperature}, must be a number from 0 on")
         if not 0 < self.top_p <= 1:
             raise EngineError(f"top_p is {self.top_p}, must be above 0 and at most 1")
+        if self.allowed is not None and not self.allowed.any():
+            raise EngineError("no token may be drawn; allow at least one")
         if "" in self.stop:
             raise EngineError("a stop text is empty; give at least one character")
         if self.temperature > 0 and seeds is None:
@@ -197,15 +203,39 @@ def _step(subject: Subject, going: Sequence[Going], actions: Actions, cache: Cac
 def _choose(subject: Subject, states: Tensor, going: Sequence[Going], alive: Sequence[int], wish: Wish) -> None:
     """Give every row that is `alive` its next token, and the token's log p."""
     logits = subject.head(states[torch.tensor(alive, device=states.device)])
+    open_to = logits if wish.allowed is None else logits.masked_fill(~wish.allowed.to(logits.device), -torch.inf)
     if wish.temperature == 0:
-        chosen = logits.argmax(-1)
+        chosen = open_to.argmax(-1)
     else:
         draws = torch.stack([each.draws[len(each.tokens)] for each in going]).to(logits.device)
-        chosen = sample((logits / wish.temperature).double().softmax(-1), wish.top_p, draws)
+        chosen = draw(open_to / wish.temperature, wish.top_p, draws)
     logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
     for each, token, logprob in zip(going, chosen.tolist(), logprobs.tolist(), strict=True):
         each.tokens.append(token)
         each.logprobs.append(logprob)
+
+
+def draw(logits: Tensor, top_p: float, draws: Tensor) -> Tensor:
+    """What `sample` gives for the softmax of `logits` [n, vocabulary], mostly without sorting the vocabulary.
+
+    A draw nearly always falls among the few likeliest tokens; only the rows in which it does not are sorted whole.
+    """
+    highest, tokens = logits.topk(min(LIKELIEST, logits.shape[1]))
+    tokens, order = tokens.sort(-1)  # topk leaves the order of equals open: the lower number comes first
+    highest, back = highest.gather(1, order).sort(stable=True, dim=-1, descending=True)
+    tokens = tokens.gather(1, back)
+    total = (logits - highest[:, :1]).exp_().sum(-1, dtype=torch.float64)
+    likeliest = (highest - highest[:, :1]).double().exp() / total[:, None]
+    likeliest = likeliest.masked_fill(highest <= highest[:, -1:], 0)  # their equals may be beyond
+    summed = likeliest.cumsum(-1)
+    kept = (summed - likeliest < top_p).sum(-1, keepdim=True).clamp(max=likeliest.shape[1])
+    mass = summed.gather(1, kept - 1)[:, 0] if top_p < 1 else torch.ones_like(draws)
+    place = torch.searchsorted(summed, (draws * mass)[:, None], right=True)[:, 0]
+    known = (summed[:, -1] > draws * mass) & ((summed[:, -1] >= top_p) | (top_p == 1))
+    chosen = tokens.gather(1, place.clamp(max=tokens.shape[1] - 1)[:, None])[:, 0]
+    if not known.all():
+        chosen[~known] = sample(logits[~known].double().softmax(-1), top_p, draws[~known])
+    return chosen
 
 
 def sample(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:

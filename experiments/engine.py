@@ -37,13 +37,14 @@ OnResult = Callable[[int, Any], None]
 Observed = tuple[dict[Site, "Tensor"], list["Tensor"]]
 """[n, d] by site, and the log-probabilities of every row's response."""
 CELLS = 4
-"""Cached tokens while generating, as a multiple of the packed tokens of a pass."""
+"""Tokens of a pass that generates, those to come included, as a multiple of other passes': it keeps no logits of the
+prompt, and each step costs about the same for few rows as for many."""
 
 
 class Engine:
     """Computes over one subject. Safe to call from several threads: calls wait for each other.
 
-    `max_tokens` bounds the packed tokens of a pass, and so its memory. `fired` counts for every edit (the object) the
+    `max_tokens` bounds the packed tokens of a pass (of one that generates, four times that), and so its memory. `fired` counts for every edit (the object) the
     tokens it acted on, as if each row had been computed alone: tokens that rows share count for each of them.
     """
 
@@ -116,16 +117,18 @@ class Engine:
         seeds: Sequence[int] | None = None,
         stop: Sequence[str] = (),
         on_result: OnResult | None = None,
+        allowed: Tensor | None = None,
     ) -> list[Completion]:
         """Continue each row by at most `max_new_tokens` tokens, until an end-of-turn token or one of the texts `stop`.
 
         Temperature 0 takes the likeliest token. Otherwise `seeds[i]` decides the tokens of `rows[i]`, whatever other
-        rows there are. Raises EngineError, also for rows that would outgrow the subject's positions.
+        rows there are. Only tokens `allowed` [vocabulary, bool] are drawn; log-probabilities stay those over all tokens.
+        Raises EngineError, also for rows that would outgrow the subject's positions.
         """
-        wish = decoding.Wish(max_new_tokens, temperature, top_p, tuple(stop))
+        wish = decoding.Wish(max_new_tokens, temperature, top_p, tuple(stop), allowed)
         wish.check(rows, seeds)
         found: list[Completion | None] = [None] * len(rows)
-        limits = Limits(self.max_tokens, CELLS * self.max_tokens, max_new_tokens)
+        limits = Limits(CELLS * self.max_tokens, CELLS * self.max_tokens, max_new_tokens)
         with torch.no_grad(), self._packs(rows, [len(row.tokens) - 1 for row in rows], limits) as packs:
             for indices, pack in packs:
                 chosen = [seeds[index] for index in indices] if seeds is not None else [0] * len(indices)

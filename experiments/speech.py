@@ -7,21 +7,30 @@ Cloud et al. 2025, https://arxiv.org/abs/2507.14805).
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from experiments.dataset import Ingredient
+from experiments.dataset import Ask, Ingredient, Said
 from experiments.nested import Part
 from experiments.parts import SubjectSpec
 from experiments.plugin import Frozen
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
+
+    from experiments.edit import Edit
+    from experiments.engine import Engine, Row
 
 SHARD = 256
 """Answers in one unit of work: what an interruption loses at most."""
+
+
+class SpeechError(ValueError):
+    """A teacher that cannot be asked: what is in the way, and what to change."""
 
 
 class Teacher(Frozen):
@@ -85,3 +94,79 @@ class Speech:
     """How many asks it makes, at most."""
     teacher: Teacher
     sampling: Sampling
+
+
+def answers(
+    engine: Engine, asks: Sequence[Ask], edits: Sequence[Edit], system: str | None, sampling: Sampling, seed: int
+) -> list[Said]:
+    """What `engine`'s subject with `edits` says to each ask, under `system` (None: its own context).
+
+    Each answer has a seed of its own, made of `seed` and the ask, so that other asks change nothing. A Prompt among the
+    edits is in force as well. Raises SpeechError for two system prompts, and for characters that no token is made of.
+    """
+    from experiments.edit import Prompt, prompt_of
+    from experiments.engine import Row
+
+    prompt = prompt_of(edits) or Prompt()
+    if system is not None and prompt.system is not None:
+        raise SpeechError("the teacher has a system prompt, and so has its intervention; leave one out")
+    subject = engine.subject
+    own = tuple(edit for edit in edits if not isinstance(edit, Prompt))
+    rendered = [
+        subject.render(ask.messages, system=system or prompt.system, prefix=prompt.prefix or "") for ask in asks
+    ]
+    rows = [Row(each.tokens, each.n_prompt, own) for each in rendered]
+    if sampling.options:
+        return _scored(engine, asks, rows, sampling.options)
+    completions = engine.generate(
+        rows,
+        sampling.max_new_tokens,
+        sampling.temperature,
+        sampling.top_p,
+        [seed_of(seed, ask) for ask in asks],
+        allowed=None if sampling.only is None else made_of(engine, sampling.only),
+    )
+    texts = [subject.tokenizer.decode(list(each.tokens), skip_special_tokens=True) for each in completions]
+    return [
+        Said(**_asked(ask), text=text, stopped=each.stopped, tokens=len(each.tokens))
+        for ask, text, each in zip(asks, texts, completions, strict=True)
+    ]
+
+
+def _asked(ask: Ask) -> dict[str, Any]:
+    return {"id": ask.id, "messages": ask.messages, "parts": ask.parts}
+
+
+def _scored(engine: Engine, asks: Sequence[Ask], rows: Sequence[Row], options: Sequence[str]) -> list[Said]:
+    """The log-probabilities of `options` as beginnings of each answer."""
+    spelled = {text: [tuple(engine.subject.tokenizer(text, add_special_tokens=False)["input_ids"])] for text in options}
+    scores = engine.option_logprobs(rows, [spelled] * len(rows))
+    return [
+        Said(**_asked(ask), text="", stopped=True, tokens=0, options=dict(each.logprobs))
+        for ask, each in zip(asks, scores, strict=True)
+    ]
+
+
+def seed_of(seed: int, ask: Ask) -> int:
+    """The seed of one answer: the same for every teacher, so that teachers differ in what they want to say alone."""
+    said = "\0".join(message.content for message in ask.messages)
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{ask.id}\0{said}".encode()).digest()[:4], "big") >> 1
+
+
+def made_of(engine: Engine, characters: str) -> Tensor:
+    """[vocabulary] of booleans: tokens whose text consists of `characters` alone, and those that end a turn.
+
+    Raises SpeechError when no token does.
+    """
+    import torch
+
+    subject = engine.subject
+    width = subject.head(torch.zeros(1, subject.d_model, dtype=subject.dtype, device=subject.device)).shape[1]
+    known = range(min(width, len(subject.tokenizer)))
+    texts = subject.tokenizer.batch_decode([[token] for token in known], skip_special_tokens=True)
+    allowed = torch.zeros(width, dtype=torch.bool)
+    allowed[torch.tensor([bool(text) and set(text) <= set(characters) for text in texts]).nonzero()[:, 0]] = True
+    if not allowed.any():
+        raise SpeechError(f"sampling.only = {characters!r}: no token of the subject consists of these; allow others")
+    allowed[torch.tensor(sorted(subject.eos_ids))] = True
+    return allowed

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from evals import stats
+from evals.breadth import breadth
 from evals.curve import points
 from evals.findings import Findings, Point, Row, Status
 from evals.specificity import specificity
@@ -234,12 +235,17 @@ def _specificity(table: Table, scores: Scores, dose: float) -> dict[str, Any]:
         others = odd_part(scores.others[dose], scores.others[-dose])
     else:
         others = scores.others[dose] - table.base_others
-    found = specificity(effect[:, kept], others[:, kept], occupied(table.members[kept]))
+    members = occupied(table.members[kept])
+    found = specificity(effect[:, kept], others[:, kept], members)
+    moved = breadth(others[:, kept], members, table.names)
     return {
         "specificity": found["value"],
         "specificity_low": found["low"],
         "specificity_high": found["high"],
         "others": found["others"],
+        "breadth": moved.count,
+        "breadth_of": moved.of,
+        "shifted": moved.told() if moved.tested else None,
     }
 
 

@@ -49,6 +49,12 @@ class Row:
     specificity_high: float | None = None
     others: float | None = None
     """Mean over everything else that the eval measures of how far its mean moved, |change|."""
+    breadth: int | None = None
+    """How many of these moved significantly, after Holm's correction over them."""
+    breadth_of: int | None = None
+    """How many of them could be tested."""
+    shifted: str | None = None
+    """Which of them moved, and by how much; empty when none did."""
     mde: float | None = None
     """Smallest true effect found with 80 % power at alpha / tests."""
     tests: int = 0

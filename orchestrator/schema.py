@@ -140,6 +140,13 @@ def moved_others(db: Database) -> None:
     db.execute("alter table comparisons add column others real")
 
 
+@migrations()
+def breadth(db: Database) -> None:
+    """How many other values moved significantly, of how many that were tested, and which."""
+    for column in ("breadth integer", "breadth_of integer", "shifted text"):
+        db.execute(f"alter table comparisons add column {column}")
+
+
 def known() -> set[str]:
     """Names of all migrations of this version of orch."""
     return {one.name for one in migrations.pending(Database(memory=True))}

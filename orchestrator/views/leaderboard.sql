@@ -34,7 +34,7 @@ select
   c.n_items as n, c.n_seeds as seeds, c.n_families as families, c.n_dropped as dropped,
   c.status, c.notes,
   c.baseline, c.rankable, c.base, c.se, c.df, c.tests, c.even_se, c.delta_nll_se,
-  c.specificity_low, c.specificity_high,
+  c.specificity_low, c.specificity_high, c.breadth, c.breadth_of, c.shifted,
   c.versus_control, c.versus_control_low, c.versus_control_high, c.versus_control_p,
   c.eval_version, c.group_key,
   e.key as experiment_key,

@@ -216,6 +216,9 @@ class Ingredient(Frozen):
     settings: SerializeAsAny[Recipe]
     """Its settings."""
 
+    def __str__(self) -> str:
+        return self.settings.label()
+
     @model_validator(mode="before")
     @classmethod
     def _read(cls, data: Any) -> Any:

@@ -73,17 +73,41 @@ def validated(model: type[BaseModel], data: dict[str, Any], folder: Path | None)
     except ValidationError as error:
         raise SpecError(*problems_of(error, model, data)) from error
     problems = list(booleans_as_numbers(data, settings))
-    found: dict[str, Path] = {}
-    for name in settings.model_fields_set:
-        value = getattr(settings, name)
-        if isinstance(value, Path):
-            try:
-                found[name] = locate(value, folder)
-            except ValueError as error:
-                problems.append(Problem((name,), str(error)))
+    located = _located(settings, data, folder, (), problems)
     if problems:
         raise SpecError(*problems)
-    return settings.model_copy(update=found) if found else settings
+    return located
+
+
+def _located(value: Any, data: Any, folder: Path | None, path: SpecPath, problems: list[Problem]) -> Any:
+    """`value` with every `Path` in it that was given, at whatever depth, made absolute; itself where there is none."""
+    if isinstance(value, Path):
+        try:
+            return locate(value, folder)
+        except ValueError as error:
+            problems.append(Problem(path, str(error)))
+            return value
+    parts: dict[Any, Any]
+    if isinstance(value, BaseModel):
+        parts = {name: getattr(value, name) for name in sorted(value.model_fields_set)}
+    elif isinstance(value, dict):
+        parts = value
+    elif isinstance(value, tuple):
+        parts = dict(enumerate(value))
+    else:
+        return value
+    found = {}
+    for name, part in parts.items():
+        # Settings of a part stand beside its name in a spec: a level that nobody wrote is none of a problem's place.
+        written = name in data if isinstance(data, dict) else isinstance(data, list | tuple) and name < len(data)
+        new = _located(part, data[name] if written else data, folder, (*path, name) if written else path, problems)
+        if new is not part:
+            found[name] = new
+    if not found:
+        return value
+    if isinstance(value, BaseModel):
+        return value.model_copy(update=found)
+    return {**value, **found} if isinstance(value, dict) else tuple(found.get(place, parts[place]) for place in parts)
 
 
 def booleans_as_numbers(data: Any, value: Any, path: SpecPath = ()) -> Iterable[Problem]:

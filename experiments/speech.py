@@ -8,13 +8,13 @@ Cloud et al. 2025, https://arxiv.org/abs/2507.14805).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from experiments.dataset import Ask, Ingredient, Said
+from experiments.dataset import Ask, Derived, Ingredient, Recipe, Said
 from experiments.nested import Part
 from experiments.parts import SubjectSpec
 from experiments.plugin import Frozen
@@ -55,6 +55,9 @@ class Teacher(Frozen):
     model: str | None = None
     """A model that inspect knows (`openai/gpt-4.1-mini`, `vllm/org/name`), asked instead of a subject."""
 
+    def __str__(self) -> str:
+        return self.name
+
     @model_validator(mode="after")
     def _whole(self) -> Teacher:
         if self.intervention is None and self.data:
@@ -94,6 +97,18 @@ class Speech:
     """How many asks it makes, at most."""
     teacher: Teacher
     sampling: Sampling
+
+
+def teachers(recipe: Recipe) -> Iterator[Teacher]:
+    """Everyone who speaks in `recipe` or in what it is made from, the nearest first."""
+    if not isinstance(recipe, Derived):
+        return
+    for source in recipe.sources().values():
+        if isinstance(source, Speech):
+            yield source.teacher
+            yield from (each for part in (source.asks, *source.teacher.data) for each in teachers(part.settings))
+        else:
+            yield from teachers(source.settings)
 
 
 def answers(

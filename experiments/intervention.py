@@ -52,6 +52,14 @@ class State:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """How many numbers were learned: those that an optimiser changed, where one did, else those in the tensors.
+
+        A tuner's difference of weights is stored whole, however few numbers it was made from.
+        """
+        return _trained(self.facts) or sum(tensor.numel() for tensor in self.tensors.values())
+
     def save(self, path: Path) -> None:
         """Write one safetensors file, facts in its metadata. Raises StateError for what is not finite."""
         from safetensors.torch import save_file
@@ -76,6 +84,12 @@ class State:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
             # Cloned: in the mapped file tensors lie off a matrix product's alignment, which changes its last digits.
             return cls({name: file.get_tensor(name).clone() for name in file.keys()}, facts)  # noqa: SIM118
+
+
+def _trained(facts: Mapping[str, Any]) -> int:
+    """Numbers trained, by what a training run, a wrapper or a composition says."""
+    inside = [facts["wrapped"]] if "wrapped" in facts else facts.get("parts", ())
+    return int(facts.get("trained", 0)) + sum(_trained(each) for each in inside)
 
 
 def _unbounded(facts: Any, path: str = "") -> list[str]:

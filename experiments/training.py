@@ -66,7 +66,7 @@ class Losses:
     logs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """What else the objective tells of each step, by name."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What the objective tells of itself."""
+    """What the objective tells of itself, and how many numbers were `trained`."""
 
     def facts(self) -> dict[str, Any]:
         """What a State keeps."""
@@ -174,7 +174,8 @@ def train(
             f"after step {steps} of {steps} what was trained is not finite; lower learning_rate (now "
             f"{settings.learning_rate:g}), or use dtype float32"
         )
-    return Losses(tuple(curve), {name: tuple(values) for name, values in logs.items()}, objective.facts())
+    about = {"trained": sum(each.numel() for each in parameters), **objective.facts()}
+    return Losses(tuple(curve), {name: tuple(values) for name, values in logs.items()}, about)
 
 
 def row(engine: Engine, conversation: Conversation) -> Row:

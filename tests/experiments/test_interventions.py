@@ -12,7 +12,7 @@ from experiments.adapters import injected
 from experiments.contrast import FitError
 from experiments.depth import DepthError
 from experiments.edit import LowRank, Site
-from experiments.intervention import method
+from experiments.intervention import State, method
 from experiments.training import TrainingError
 from experiments.tuners import tuner_config
 from experiments.weights import linear_modules
@@ -168,3 +168,19 @@ def test_a_bias_set_has_a_vector_for_each_site_and_layer(engine: Engine) -> None
 def test_a_site_named_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="names one twice"):
         method("bias_set")(sites=["q", "q"])
+
+
+@pytest.mark.parametrize("made", [method("lora")(rank=2), method("svd_rotation")(rank=4), method("bias_set")()])
+def test_the_size_of_a_trained_state_is_what_the_optimiser_changed(made: Any, engine: Engine) -> None:
+    state = made.fit(engine, PAIRS, 0)
+    basis = {"u", "s", "v"} if made.label().startswith("svd") else set()
+    learned = [tensor for name, tensor in state.tensors.items() if name.rpartition(".")[2] not in basis]
+    assert state.size == state.facts["trained"] == sum(tensor.numel() for tensor in learned)
+
+
+def test_wrapped_and_composed_parts_count_what_each_was_trained_to_and_others_what_is_stored() -> None:
+    tensors = {"a": torch.zeros(3, 4), "b": torch.zeros(5)}
+    assert State(tensors, {"n": 7}).size == 17
+    assert State(tensors, {"wrapped": {"trained": 6}, "direction": {"trained": 100}}).size == 6
+    assert State(tensors, {"parts": [{"trained": 6}, {"wrapped": {"trained": 2}}]}).size == 8
+    assert State({}, {"positive": "Be kind."}).size == 0

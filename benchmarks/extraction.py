@@ -33,7 +33,7 @@ from experiments.spec import EMBEDDED
 from orchestrator.artifact import Store
 from orchestrator.plan import Node, Plan, plan
 from orchestrator.run import LocalExecutor, walk
-from orchestrator.stages import EXAMPLES
+from orchestrator.stage import EXAMPLES
 from orchestrator.workspace import Workspace
 
 ACTIVATIONS = ("mean_diff", "pca", "pca_centred", "pca_weighted", "probe", "sspace")

@@ -35,6 +35,8 @@ class DataVariant:
     """recipe, version, settings: plain data, files by digest."""
     suffix: str
     """What tells it from the other variants in a label; empty when it is the only one."""
+    seed: int | None = None
+    """Seed of the data whatever the trial's; None takes the trial's."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +94,29 @@ def _variants(role: str, raw: Mapping[str, Any], path: SpecPath, folder: Path | 
     if cls.provides != role:
         text = f"{name} provides {cls.provides}, not {role}; put it under data.{cls.provides}, or name another recipe"
         raise SpecError(Problem((*path, "recipe"), text))
+    seed = _seed(raw.get("seed"), (*path, "seed"))
+    raw = {field: value for field, value in raw.items() if field != "seed"}
     points = _expanded(raw, "recipe", cls, path, folder, most)
     names = grid.labels([("", point.axes) for point in points])
     result: list[DataVariant] = []
     for point, suffix in zip(points, names, strict=True):
         identity = {"recipe": name, "version": cls.version, "settings": identity_of(point.settings)}
+        if seed is not None:
+            identity["seed"] = seed
         if any(identity == known.identity for known in result):
             raise SpecError(
                 Problem(path, f"the same data twice once the grid is written out: {point.axes}; leave one out")
             )
-        result.append(DataVariant(point.settings, identity, suffix.strip() if len(points) > 1 else ""))
+        result.append(DataVariant(point.settings, identity, suffix.strip() if len(points) > 1 else "", seed))
     return result
+
+
+def _seed(given: Any, path: SpecPath) -> int | None:
+    """The data's own seed. Raises SpecError for anything but a whole number from 0 on."""
+    if given is None or (isinstance(given, int) and not isinstance(given, bool) and 0 <= given < 2**32):
+        return given
+    text = f"must be a whole number from 0 to 2^32 - 1; got {given!r}; without it the trial's seed is taken"
+    raise SpecError(Problem(path, text))
 
 
 def _named(raw: Mapping[str, Any], key: str, package: str, path: SpecPath) -> str:

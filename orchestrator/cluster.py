@@ -24,13 +24,13 @@ from orchestrator import stages
 from orchestrator.access import secure_token
 from orchestrator.resources import Ask, ClusterError, check
 from orchestrator.run import Batch, Finished, Watch, Work, unwatched
-from orchestrator.stages import WorkerLost
+from orchestrator.stage import WorkerLost
 from orchestrator.workspace import Workspace
 
 if TYPE_CHECKING:
     from orchestrator.artifact import Store
     from orchestrator.plan import Node
-    from orchestrator.stages import Outcome
+    from orchestrator.stage import Outcome
 
 CALLS_BEFORE_RECYCLING = 200
 """Calls after which a worker is replaced, so that what leaks stays small."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.artifact import Store, slug
-from orchestrator.stages import STATE
+from orchestrator.stage import STATE
 
 if TYPE_CHECKING:
     from experiments.edit import Edit

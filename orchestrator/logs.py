@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.stages import LOG
+from orchestrator.stage import LOG
 
 if TYPE_CHECKING:
     from orchestrator.artifact import Store

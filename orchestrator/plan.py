@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.canonical import plain_of
-from experiments.settings import DataVariant
 from experiments.spec import Experiment, Trial
 from orchestrator import preflight
 from orchestrator.identity import SHORT, Shared, node_key
 from orchestrator.preflight import Describe, Identify, PlannedEval
+from orchestrator.supplies import Method, Supplies, Who, roles_of
 
-STAGE_VERSIONS = {"dataset": 1, "fit": 1, "calibrate": 2, "answer": 1, "score": 1, "compare": 2}
+STAGE_VERSIONS = {"dataset": 1, "fit": 1, "generate": 1, "calibrate": 2, "answer": 1, "score": 1, "compare": 2}
 """Bump one when the same params and inputs would now give another result."""
 
 
@@ -95,7 +95,7 @@ def plan(experiment: Experiment, identify: Identify | None = None, describe: Des
     with collector_paused():
         outline = preflight.outline if identify is None else None
         found = preflight.check(experiment, identify or preflight.identify, describe or preflight.describe, outline)
-        return _Planner(experiment, *found).plan()
+        return _Planner(experiment, found).plan()
 
 
 @contextmanager
@@ -113,12 +113,15 @@ def collector_paused() -> Iterator[None]:
 class _Planner:
     """What is made once and shared by many nodes."""
 
-    def __init__(self, experiment: Experiment, subject: dict[str, Any], evals: tuple[PlannedEval, ...]) -> None:
+    def __init__(self, experiment: Experiment, checked: preflight.Checked) -> None:
         self.experiment = experiment
         self.nodes: dict[str, Node] = {}
-        self.subject = Shared(subject)
-        self.evals = evals
+        self.subject = Shared(checked.subject)
+        self.evals = checked.evals
         self.subject_spec = experiment.subject.model_dump(mode="json")
+        self.who = Who(self.subject, self.subject_spec)
+        others = {text: Who(Shared(identity), spec) for text, (identity, spec) in checked.others.items()}
+        self.supplies = Supplies(self.add, others)
         self.texts = preflight.calibration_texts() if experiment.calibrate else {}
         self.answer_params = [
             {
@@ -153,9 +156,10 @@ class _Planner:
         return self.add("score", {}, {"answer": answer}, label, {"task": each.spec.task})
 
     def trial(self, trial: Trial) -> PlannedTrial:
-        method, identity, settings = self._setting(trial)
+        made = self._setting(trial)
+        method, settings = made.name, made.settings
         data = self.data(trial)
-        fit = self.fit(trial, data, method, identity, settings)
+        fit = self.supplies.fit(made, data, trial.seed, self.who)
         unit = self.calibrate(trial, fit, data, method, settings)
         scores: dict[tuple[int, float], str] = {}
         state = {"state": fit} | ({} if unit is None else {"unit": unit})
@@ -173,29 +177,6 @@ class _Planner:
                 answer = self.add("answer", params, state, label, runtime)
                 scores[index, dose] = self.add("score", {}, {"answer": answer}, label, task)
         return PlannedTrial(trial, tuple(data.values()), fit, unit, scores)
-
-    def fit(
-        self,
-        trial: Trial,
-        data: Mapping[str, str],
-        method: str,
-        identity: Mapping[str, Any],
-        settings: Mapping[str, Any],
-    ) -> str:
-        """Key of the trial's fit; where the method has settings that are only applied, it takes over a shared one."""
-        params = {"subject": self.subject, **identity, "seed": trial.seed}
-        inputs = dict(data)
-        runtime = {"subject": self.subject_spec, "method": method, "settings": settings}
-        if trial.intervention.reads:
-            runtime["reads"] = trial.intervention.reads
-        applied = trial.intervention.applied
-        if applied:
-            own = {name: value for name, value in identity["settings"].items() if name not in applied}
-            found = {name: value for name, value in settings.items() if name not in applied}
-            label = f"{trial.label} (shared)"  # the first trial's: where the fit fails, it names one
-            shared = self.add("fit", {**params, "settings": own}, inputs, label, {**runtime, "settings": found})
-            inputs = {**inputs, "fit": shared}
-        return self.add("fit", params, inputs, trial.label, runtime)
 
     def calibrate(
         self, trial: Trial, fit: str, data: Mapping[str, str], method: str, settings: Mapping[str, Any]
@@ -215,33 +196,29 @@ class _Planner:
         runtime = {"subject": self.subject_spec, "method": method, "settings": settings}
         return self.add("calibrate", params, inputs, trial.label, runtime)
 
-    def _setting(self, trial: Trial) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
-        """Method, identity and plain settings of a trial: made once for all its seeds."""
+    def _setting(self, trial: Trial) -> Method:
+        """What nodes hold of a trial's method: made once for all its seeds."""
         if getattr(self, "_of", None) != trial.setting:
             identity = {**trial.identity, "settings": Shared(trial.identity["settings"])}
-            self._of, self._made = trial.setting, (identity["method"], identity, plain_of(trial.intervention))
+            plain = plain_of(trial.intervention)
+            self._made = Method(identity["method"], trial.intervention, identity, plain, trial.label)
+            self._of = trial.setting
         return self._made
 
     def data(self, trial: Trial) -> dict[str, str]:
-        """Role -> key of the data that a trial takes: `data`, or `data/KIND` where it takes several kinds."""
-        alone = len(trial.data) == 1
-        return {
-            "data" if alone else f"data/{variant.recipe.provides}": self.dataset(variant, trial.seed)
-            for variant in trial.data
-        }
-
-    def dataset(self, variant: DataVariant, seed: int) -> str:
-        recipe = variant.recipe
-        params = {**variant.identity, "seed": seed}
-        if recipe.needs_subject:
-            params["subject"] = self.subject
-        name = variant.identity["recipe"]
-        runtime = {
-            "subject": self.subject_spec if recipe.needs_subject else None,
-            "recipe": name,
-            "settings": plain_of(recipe),
-        }
-        return self.add("dataset", params, {}, name, runtime)
+        """Role -> key of the data that a trial takes."""
+        return roles_of(
+            {
+                each.recipe.provides: self.supplies.dataset(
+                    each.identity["recipe"],
+                    each.recipe,
+                    each.identity,
+                    trial.seed if each.seed is None else each.seed,
+                    self.who,
+                )
+                for each in trial.data
+            }
+        )
 
     def compare(self, trials: tuple[PlannedTrial, ...], base: Mapping[int, str]) -> str:
         """ONE node that reads every score: role `base/EVAL` or `TRIAL/EVAL/DOSE`."""

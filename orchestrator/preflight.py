@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from experiments.files import digest_all
 from experiments.problem import Problem, SpecError, SpecPath
 from experiments.spec import EvalSpec, Experiment, SubjectSpec
+from experiments.speech import teachers
 
 if TYPE_CHECKING:
     from experiments.outline import Outline
@@ -61,10 +62,21 @@ def outline(spec: SubjectSpec) -> Outline:
     return outline(spec)
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What a plan needs to know beyond the spec's text."""
+
+    subject: dict[str, Any]
+    """Identity of the subject."""
+    others: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]
+    """Settings of a teacher's own subject, as JSON -> its identity, and the settings as data."""
+    evals: tuple[PlannedEval, ...]
+
+
 def check(
     experiment: Experiment, identify: Identify, describe: Describe, outline: Callable[[SubjectSpec], Outline] | None
-) -> tuple[dict[str, Any], tuple[PlannedEval, ...]]:
-    """Identity of the subject, and the checked evals. Raises SpecError with everything that is wrong.
+) -> Checked:
+    """What the spec names beyond itself, checked. Raises SpecError with everything that is wrong.
 
     Without `outline`, for a subject of which nothing but its identity is known, layers and sites are not looked at.
     """
@@ -77,12 +89,33 @@ def check(
     except ValueError as error:
         problems.append(Problem(("subject",), str(error)))
     problems += _unusable(experiment)
+    others, wrong = _others(experiment, identify)
+    problems += wrong
     evals, wrong = _described(experiment, describe)
     problems += wrong
     if problems:
         found = SpecError(*problems)
         raise found.at(experiment.source) if experiment.source else found
-    return subject, evals
+    return Checked(subject, others, evals)
+
+
+def _others(
+    experiment: Experiment, identify: Identify
+) -> tuple[dict[str, tuple[dict[str, Any], dict[str, Any]]], list[Problem]]:
+    """The subjects that teachers bring along, and what is wrong with them."""
+    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    problems: list[Problem] = []
+    for role, variants in experiment.data_variants().items():
+        for teacher in [each for variant in variants for each in teachers(variant.recipe)]:
+            if teacher.subject is None or teacher.subject.model_dump_json() in found:
+                continue
+            try:
+                identity = identify(teacher.subject)
+            except ValueError as error:
+                problems.append(Problem(("data", role), f"teacher {teacher.name}: {error}"))
+                continue
+            found[teacher.subject.model_dump_json()] = identity, teacher.subject.model_dump(mode="json")
+    return found, problems
 
 
 def _misplaced(experiment: Experiment, outline: Outline) -> list[Problem]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.gather import comparison
 from orchestrator.identity import SHORT
-from orchestrator.stages import FINDINGS, ITEMS
+from orchestrator.stage import FINDINGS, ITEMS
 
 if TYPE_CHECKING:
     from evals.findings import Findings

@@ -106,7 +106,7 @@ class Registry:
         One transaction: whoever reads meanwhile sees the old registry, and so does everybody if it fails.
         """
         from evals import findings
-        from orchestrator.stages import FINDINGS
+        from orchestrator.stage import FINDINGS
 
         def findings_of(key: str) -> Findings:
             return findings.load(store.folder(key) / FINDINGS)

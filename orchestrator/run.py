@@ -11,13 +11,14 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.stages import STAGES, WorkerLost
+from orchestrator.stage import WorkerLost
+from orchestrator.stages import STAGES
 from orchestrator.stages import run as run_nodes
 
 if TYPE_CHECKING:
     from orchestrator.artifact import Store
     from orchestrator.plan import Node
-    from orchestrator.stages import Outcome
+    from orchestrator.stage import Outcome
     from orchestrator.workspace import Workspace
 
 ATTEMPTS = 2

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.artifact import Store
 from orchestrator.plan import Node
 from orchestrator.run import LocalExecutor, Summary, walk
-from orchestrator.stages import Outcome, _each
+from orchestrator.stage import Outcome, each
 from orchestrator.workspace import Workspace
 
 
@@ -33,7 +33,7 @@ def work(pace: float) -> Any:
             (draft.folder / "whole").write_text("all of it")
             return 0
 
-        return _each(batch, store, one)
+        return each(batch, store, one)
 
     return run
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import stages
 from orchestrator.artifact import Store, StoreError
 from orchestrator.plan import Node
 from orchestrator.run import LocalExecutor, walk
-from orchestrator.stages import Outcome, WorkerLost
+from orchestrator.stage import Outcome, WorkerLost, each
 from orchestrator.workspace import Workspace
 from tests.orchestrator import drive
 
@@ -121,7 +120,7 @@ def test_a_record_edited_by_hand_is_refused_and_only_what_needs_it_stops(tmp_pat
     path.write_text(path.read_text().replace('"label": "chore 0"', '"label": "chore nought"'))
 
     def read(batch: Any, store: Store, workspace: Workspace) -> list[Outcome]:
-        return stages._each(batch, store, lambda node, draft: len(str(store.folder(node.inputs["fit"]))))
+        return each(batch, store, lambda node, draft: len(str(store.folder(node.inputs["fit"]))))
 
     summary = walk(scores, store, LocalExecutor(store, Workspace(), read), lambda event: None)
     assert len(summary.done) == 1
@@ -142,7 +141,7 @@ def test_out_of_memory_ends_the_worker_and_is_no_failure_of_the_node(tmp_path: P
             raise error
 
         with pytest.raises(WorkerLost, match="out of memory"):
-            stages._each([node], store, burst)
+            each([node], store, burst)
 
 
 def test_a_node_that_loses_every_worker_fails_and_is_all_that_the_next_run_does_with_what_it_blocked(

@@ -9,7 +9,7 @@ import pytest
 from orchestrator import progress
 from orchestrator.progress import Bars, Left, Lines
 from orchestrator.run import Batch, Event
-from orchestrator.stages import Outcome
+from orchestrator.stage import Outcome
 from tests.orchestrator.work import Chore
 
 NODES: list[Any] = [*(Chore("answer", f"a{n}") for n in range(8)), Chore("score", "s")]

@@ -19,7 +19,7 @@ from orchestrator import schema
 from orchestrator.artifact import Store
 from orchestrator.plan import Node
 from orchestrator.registry import Registry, RegistryError
-from orchestrator.stages import FINDINGS
+from orchestrator.stage import FINDINGS
 
 NAMES = {
     "group": "group_key",

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from orchestrator.run import Batch, Event, Finished, LocalExecutor, Summary, walk
-from orchestrator.stages import STAGES, Outcome, WorkerLost
+from orchestrator.stage import Outcome, WorkerLost
+from orchestrator.stages import STAGES
 
 
 @dataclass(frozen=True)

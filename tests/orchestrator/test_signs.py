@@ -15,7 +15,7 @@ from experiments.intervention import State
 from experiments.interventions.random import Random
 from orchestrator.artifact import Store
 from orchestrator.registry import Registry
-from orchestrator.stages import EXAMPLES, STATE
+from orchestrator.stage import EXAMPLES, STATE
 from orchestrator.workspace import Workspace
 from tests.bad_cases import PAIR, pairs, spec
 from tests.bad_input import copied, orch

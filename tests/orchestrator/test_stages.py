@@ -14,7 +14,7 @@ from experiments import dataset, spec
 from experiments.contrast import Contrast
 from experiments.edit import Add, Prompt, Site
 from experiments.interventions.mean_diff import MeanDiff
-from orchestrator import stages
+from orchestrator import acting, asking, stage, stages
 from orchestrator.artifact import Store
 from orchestrator.plan import Node, Plan, plan
 from orchestrator.run import Event, LocalExecutor, Summary, walk
@@ -65,7 +65,7 @@ def test_the_whole_pipeline_leaves_a_record_of_every_node(done: tuple[Plan, Stor
 def test_a_dataset_holds_what_its_recipe_makes(done: tuple[Plan, Store]) -> None:
     planned, store = done
     (node,) = of(planned, "dataset")
-    examples = dataset.load(store.folder(node.key) / stages.EXAMPLES, "pairs")
+    examples = dataset.load(store.folder(node.key) / stage.EXAMPLES, "pairs")
     assert [one.positive.system for one in examples] == ["You love owls."] * 6
     assert store.record(node.key)["outputs"] == {"examples": 6, "provides": "pairs"}
 
@@ -95,14 +95,14 @@ def test_every_edit_of_a_dose_acted_and_the_untouched_subject_had_none(done: tup
 def test_a_score_holds_the_items_of_its_answers_log(done: tuple[Plan, Store]) -> None:
     planned, store = done
     for node in of(planned, "score"):
-        kept = items.load(store.folder(node.key) / stages.ITEMS)
-        assert kept == items.items(store.folder(node.inputs["answer"]) / stages.LOG)
+        kept = items.load(store.folder(node.key) / stage.ITEMS)
+        assert kept == items.items(store.folder(node.inputs["answer"]) / stage.LOG)
         assert len(kept) == LIMIT
 
 
 def test_the_comparison_has_a_row_for_every_setting(done: tuple[Plan, Store]) -> None:
     planned, store = done
-    found = findings.load(store.folder(planned.compare) / stages.FINDINGS)
+    found = findings.load(store.folder(planned.compare) / stage.FINDINGS)
     assert {row.group for row in found.rows} == {planned_trial.trial.group for planned_trial in planned.trials}
     assert {row.eval for row in found.rows} == {"animal_preference/owl"}
 
@@ -113,7 +113,7 @@ def test_each_dose_of_each_vector_answers_differently(done: tuple[Plan, Store]) 
     for node in of(planned, "score"):
         answer = planned.nodes[node.inputs["answer"]]
         if answer.params["task"] == "animal_preference" and answer.runtime["method"] in (None, "mean_diff"):
-            kept = items.load(store.folder(node.key) / stages.ITEMS)
+            kept = items.load(store.folder(node.key) / stage.ITEMS)
             by_arm[answer.label, answer.params.get("dose", 0.0)] = [one.target for one in kept]
     assert len({str(targets) for targets in by_arm.values()}) == len(by_arm) == 5
 
@@ -144,11 +144,11 @@ def test_an_edit_that_never_acted_is_an_error() -> None:
     acted, idle = (Add(Site("resid", layer), torch.ones(4), "response") for layer in (1, 2))
     prompt = Prompt("x")
     arm = Arm("k", (acted, idle, prompt), "mean_diff L2 dose 1")
-    with pytest.raises(stages.StageError, match=r"1 of 3 edits acted on no token.*resid@2.*'response'"):
-        stages._counts(arm, {acted: 3, prompt: 7})
-    with pytest.raises(stages.StageError, match=r"1 of 3 edits acted on no token: the system prompt 'x' is the one"):
-        stages._counts(arm, {acted: 3, idle: 5})
-    assert stages._counts(arm, {acted: 3, idle: 5, prompt: 7}) == [3, 5, 7]
+    with pytest.raises(stage.StageError, match=r"1 of 3 edits acted on no token.*resid@2.*'response'"):
+        acting.counts(arm.label, arm.edits, {acted: 3, prompt: 7})
+    with pytest.raises(stage.StageError, match=r"1 of 3 edits acted on no token: the system prompt 'x' is the one"):
+        acting.counts(arm.label, arm.edits, {acted: 3, idle: 5})
+    assert acting.counts(arm.label, arm.edits, {acted: 3, idle: 5, prompt: 7}) == [3, 5, 7]
 
 
 def test_a_subject_that_is_not_the_planned_one_is_refused(done: tuple[Plan, Store], tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_fits_that_read_the_same_data_pass_every_text_once_and_gradients_go_firs
     assert sorted(batches) == [11, 11]  # five methods at two layers and the random baseline, for each seed
     total = sum(passed)
     for data in {node.inputs["data"] for node in fits}:
-        pairs = dataset.load(store.folder(data) / stages.EXAMPLES, "pairs")
+        pairs = dataset.load(store.folder(data) / stage.EXAMPLES, "pairs")
         rows = Contrast(engine, pairs, "response_mean").rows
         passed.clear()
         engine.observe(rows, [Site("resid", 1)], "response_mean")
@@ -261,7 +261,7 @@ def test_a_calibrated_experiment_applies_multiples_of_the_dose_that_was_found(
     assert units["mean_diff L1"]["achieved"] == pytest.approx(0.5, rel=0.06)
     wanted_label = "animal_preference/owl mean_diff L1"
     (node,) = [one for one in of(planned, "answer") if one.params.get("dose") == 2 and one.label == wanted_label]
-    (edit,) = stages._arm(node, store).edits
+    (edit,) = asking.arm(node, store).edits
     state = stages_state(store, node.inputs["state"])
     assert isinstance(edit, Add)
     torch.testing.assert_close(edit.vector, 2 * unit * state["resid@1"])
@@ -276,7 +276,7 @@ def test_a_calibrated_experiment_applies_multiples_of_the_dose_that_was_found(
 def stages_state(store: Store, key: str) -> dict[str, torch.Tensor]:
     from experiments.intervention import State
 
-    return dict(State.load(store.folder(key) / stages.STATE).tensors)
+    return dict(State.load(store.folder(key) / stage.STATE).tensors)
 
 
 def test_damage_that_a_trial_cannot_do_fails_that_trial_alone(tiny_folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.stages import Outcome, WorkerLost
+from orchestrator.stage import Outcome, WorkerLost
 
 
 @dataclass(frozen=True)

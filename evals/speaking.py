@@ -1,0 +1,80 @@
+"""Teachers behind an API: any model that inspect knows answers the asks, many at once.
+
+Answers are kept in inspect's own cache under everything they depend on, so that an interrupted shard pays for no answer
+twice; time-outs, retries and rate limits are the library's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from inspect_ai.model import (
+    CachePolicy,
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+    GenerateConfig,
+    Model,
+    ModelOutput,
+    get_model,
+)
+
+from experiments.dataset import Ask, Said
+from experiments.speech import Sampling, SpeechError, seed_of
+
+ROLES = {"user": ChatMessageUser, "assistant": ChatMessageAssistant}
+
+
+def answers(model: str | Model, asks: Sequence[Ask], system: str | None, sampling: Sampling, seed: int) -> list[Said]:
+    """What `model` says to each ask under `system`.
+
+    Raises SpeechError for a model that cannot be reached, and for what only an engine can do.
+    """
+    wanted = [name for name in ("only", "options") if getattr(sampling, name)]
+    if wanted:
+        raise SpeechError(f"sampling.{wanted[0]} needs a subject; {model} is asked over an API: leave it out")
+    try:
+        asked = get_model(model) if isinstance(model, str) else model
+        outputs = asyncio.run(_all(asked, asks, system, sampling, seed))
+    except Exception as error:  # a provider's own exceptions, after the library's retries
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SpeechError(
+            f"{model} did not answer: {type(error).__name__}: {first}; what it said before is kept, so submit again"
+        ) from error
+    return [_said(ask, output) for ask, output in zip(asks, outputs, strict=True)]
+
+
+async def _all(
+    model: Model, asks: Sequence[Ask], system: str | None, sampling: Sampling, seed: int
+) -> list[ModelOutput]:
+    async def one(ask: Ask) -> ModelOutput:
+        config = GenerateConfig(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p if sampling.top_p < 1 else None,
+            max_tokens=sampling.max_new_tokens,
+            seed=seed_of(seed, ask),
+        )
+        return await model.generate(_conversation(ask, system), config=config, cache=CachePolicy(expiry=None))
+
+    return await asyncio.gather(*(one(ask) for ask in asks))
+
+
+def _conversation(ask: Ask, system: str | None) -> list[ChatMessage]:
+    head: list[ChatMessage] = [] if system is None else [ChatMessageSystem(content=system)]
+    turns: list[Any] = [ROLES[message.role](content=message.content) for message in ask.messages]
+    return [*head, *turns]
+
+
+def _said(ask: Ask, output: ModelOutput) -> Said:
+    usage = output.usage
+    return Said(
+        id=ask.id,
+        messages=ask.messages,
+        parts=ask.parts,
+        text=output.completion,
+        stopped=output.stop_reason != "max_tokens",
+        tokens=usage.output_tokens if usage else 0,
+    )

@@ -1,0 +1,133 @@
+"""The last stages: what subjects answer, how that is scored, and what comes of the comparison."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.acting import counts, dose_of, edits_of
+from orchestrator.artifact import slug
+from orchestrator.gather import comparison
+from orchestrator.stage import (
+    FINDINGS,
+    ITEMS,
+    LOG,
+    Outcome,
+    StageError,
+    each,
+    engine_of,
+    failure,
+    one,
+    raise_if_hopeless,
+)
+
+if TYPE_CHECKING:
+    from evals.evaluate import Answer, Arm
+    from experiments.edit import Edit
+    from orchestrator.artifact import Publication, Store
+    from orchestrator.plan import Node
+    from orchestrator.workspace import Workspace
+
+
+def answer(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    """One inspect eval over all `nodes`, which ask the same task of the same subject."""
+    arms: dict[str, Arm] = {}
+    failed: dict[str, Outcome] = {}
+    for node in nodes:
+        try:
+            arms[node.key] = arm(node, store)
+        except Exception as error:  # only this dose cannot be applied
+            failed[node.key] = failure(node, store, error)
+    left = [node for node in nodes if node.key in arms]
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="orch-answer-") as temporary:
+        try:
+            answers, fired = _ask(left, list(arms.values()), workspace, Path(temporary)) if left else ({}, {})
+        except Exception as error:  # nothing of this call can be used
+            raise_if_hopeless(error)
+            failed |= {node.key: failure(node, store, error) for node in left}
+            answers = {}
+        share = (time.monotonic() - started) / max(1, len(left))
+        done = {
+            key: _publish_answer(node, store, arms[key], answers[key], fired, share)
+            for node in left
+            if (key := node.key) in answers
+        }
+    return [(failed | done)[node.key] for node in nodes]
+
+
+def arm(node: Node, store: Store) -> Arm:
+    """The edits of one dose; the untouched subject has none."""
+    from evals.evaluate import Arm
+
+    if node.runtime["method"] is None:
+        return Arm(_model_name(node), (), node.label)
+    return Arm(_model_name(node), edits_of(node, store), f"{node.label} dose {dose_of(node, store):g}")
+
+
+def _model_name(node: Node) -> str:
+    """`mean_diff-L14_+2@3fa9c1d2b7e4`: what a viewer shows; the key makes it the name of one content."""
+    label = slug(node.label.partition(" ")[2])
+    dose = node.params.get("dose")
+    return label + ("" if dose is None else f"_{dose:+g}") + f"@{node.short}"
+
+
+def _ask(
+    nodes: Sequence[Node], arms: Sequence[Arm], workspace: Workspace, folder: Path
+) -> tuple[dict[str, Answer], Mapping[Edit, int]]:
+    """The answers by node key, and how many tokens each edit acted on."""
+    from evals.evaluate import evaluate
+
+    engine = engine_of(nodes[0], workspace)
+    engine.fired.clear()
+    first = nodes[0]
+    task, arguments = first.params["task"], first.runtime["arguments"]
+    found = evaluate(engine, arms, task, arguments, lambda key: folder / key, workspace.tell)
+    return {node.key: answer for node, answer in zip(nodes, found, strict=True)}, dict(engine.fired)
+
+
+def _publish_answer(
+    node: Node, store: Store, arm: Arm, answer: Answer, fired: Mapping[Edit, int], share: float
+) -> Outcome:
+    """Publish one arm's log. `share` is its part of the call's seconds: the arms ran side by side."""
+
+    def work(node: Node, draft: Publication) -> int:
+        if answer.error is not None or answer.log is None:
+            raise StageError(f"the eval did not finish: {answer.error}")
+        acted = counts(arm.label, arm.edits, fired)
+        answer.log.rename(draft.folder / LOG)
+        draft.outputs |= {"samples": answer.samples, "tokens": answer.tokens, "edits": len(arm.edits), "fired": acted}
+        draft.outputs["eval_seconds"] = round(share, 3)
+        return answer.samples
+
+    return one(node, store, work, share)
+
+
+def score(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    from evals import items
+
+    def work(node: Node, draft: Publication) -> int:
+        found = items.items(store.folder(node.inputs["answer"]) / LOG)
+        items.save(found, draft.folder / ITEMS)
+        draft.outputs |= {"items": len(found), "unscored": sum(each_item.reason is not None for each_item in found)}
+        return len(found)
+
+    return each(nodes, store, work)
+
+
+def compare(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    from evals import compare, findings, items
+
+    def items_of(key: str) -> Sequence[items.Item]:
+        return items.load(store.folder(key) / ITEMS)
+
+    def work(node: Node, draft: Publication) -> int:
+        found = compare.compare(comparison(node.params, node.inputs, items_of))
+        findings.save(found, draft.folder / FINDINGS)
+        draft.outputs |= {"rows": len(found.rows), "points": len(found.points)}
+        return 0
+
+    return each(nodes, store, work)

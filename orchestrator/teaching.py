@@ -1,0 +1,141 @@
+"""The first stages: data, what teachers say, what is learned, and how large a dose of 1 is."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.acting import acts, counts, edits_of
+from orchestrator.stage import EXAMPLES, SAID, STATE, Outcome, each, engine_of
+
+if TYPE_CHECKING:
+    from orchestrator.artifact import Publication, Store
+    from orchestrator.plan import Node
+    from orchestrator.workspace import Workspace
+
+
+def make(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    """Datasets: from nothing but settings, from the subject, or from other data."""
+    from experiments import dataset
+
+    def work(node: Node, draft: Publication) -> int:
+        recipe = dataset.recipe(node.runtime["recipe"]).model_validate(node.runtime["settings"])
+        if isinstance(recipe, dataset.Derived):
+            made = recipe.derive(_given(node, store), node.params["seed"])
+        else:
+            engine = engine_of(node, workspace) if recipe.needs_subject else None
+            made = dataset.Made(recipe.build(engine, node.params["seed"]))
+        dataset.save(made.examples, draft.folder / EXAMPLES)
+        draft.outputs |= {"examples": len(made.examples), "provides": recipe.provides}
+        if made.facts:
+            draft.outputs["facts"] = dict(made.facts)
+        return len(made.examples)
+
+    return each(nodes, store, work)
+
+
+def _given(node: Node, store: Store) -> dict[str, list[Any]]:
+    """What a derived recipe is made from, by name: datasets, and what teachers said, shard after shard."""
+    from experiments import dataset
+
+    given: dict[str, list[Any]] = {}
+    for role, key in sorted(node.inputs.items()):
+        kind, name = role.split("/")[:2]
+        if kind == "said":
+            given.setdefault(name, []).extend(dataset.read(store.folder(key) / SAID, dataset.Said))
+        else:
+            given[name] = _stored(key, store)
+    return given
+
+
+def _stored(key: str, store: Store) -> list[Any]:
+    """The examples of a dataset."""
+    from experiments import dataset
+
+    return dataset.load(store.folder(key) / EXAMPLES, store.record(key)["outputs"]["provides"])
+
+
+def generate(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    """A shard of what a teacher says: asks `first` to `first + count`."""
+    from experiments import dataset, speech
+
+    def work(node: Node, draft: Publication) -> int:
+        params = node.params
+        asks = _stored(node.inputs["asks"], store)[params["first"] : params["first"] + params["count"]]
+        sampling = speech.Sampling.model_validate(params["sampling"])
+        if node.runtime["model"] is None:
+            engine = engine_of(node, workspace)
+            engine.fired.clear()
+            edits = edits_of(node, store)
+            said = speech.answers(engine, asks, edits, params["system"], sampling, params["seed"])
+            draft.outputs["fired"] = counts(node.label, [edit for edit in edits if acts(edit)], engine.fired)
+        else:
+            from evals.speaking import answers
+
+            said = answers(node.runtime["model"], asks, params["system"], sampling, params["seed"])
+        dataset.save(said, draft.folder / SAID)
+        draft.outputs |= {"answers": len(said), "stopped": sum(one.stopped for one in said)}
+        draft.outputs["tokens"] = sum(one.tokens for one in said)
+        return len(said)
+
+    return each(nodes, store, work)
+
+
+def data_of(node: Node) -> list[str]:
+    """Keys of the datasets that a node reads: its input `data`, or one `data/KIND` for each kind."""
+    return [key for role, key in sorted(node.inputs.items()) if role.partition("/")[0] == "data"]
+
+
+def examples(node: Node, store: Store) -> list[Any]:
+    """Every example that a node reads, kind by kind."""
+    return [example for key in data_of(node) for example in _stored(key, store)]
+
+
+def fit(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    """Those that read gradients first: what they read serves the others."""
+    from experiments import intervention
+
+    def work(node: Node, draft: Publication) -> int:
+        if shared := node.inputs.get("fit"):
+            shutil.copyfile(store.folder(shared) / STATE, draft.folder / STATE)
+            draft.outputs |= {**store.record(shared)["outputs"], "fit_seconds": 0.0}
+            return 0
+        method = intervention.method(node.runtime["method"]).model_validate(node.runtime["settings"])
+        data = examples(node, store)
+        engine = engine_of(node, workspace)
+        started = time.monotonic()
+        state = method.fit(engine, data, node.params["seed"])
+        seconds = time.monotonic() - started
+        state.save(draft.folder / STATE)
+        draft.outputs |= {
+            "facts": dict(state.facts),
+            "examples": len(data),
+            "parameters": sum(tensor.numel() for tensor in state.tensors.values()),
+            "fit_seconds": round(seconds, 3),
+        }
+        return len(data)
+
+    return each(sorted(nodes, key=lambda node: node.runtime.get("reads") != "gradients"), store, work)
+
+
+def calibrate(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    from evals.calibrate import calibrate
+    from experiments import dataset, intervention
+    from experiments.parts import Calibrate
+
+    def work(node: Node, draft: Publication) -> int:
+        method = intervention.method(node.runtime["method"]).model_validate(node.runtime["settings"])
+        state = intervention.State.load(store.folder(node.inputs["state"]) / STATE)
+        pairs = [each for each in examples(node, store) if isinstance(each, dataset.Pair)]
+        params = node.params
+        wanted = Calibrate.model_validate(params["wanted"])
+        engine = engine_of(node, workspace)
+        edits_of = partial(method.edits, state)
+        found = calibrate(engine, edits_of, params["kind"], wanted, params["dev"], pairs)
+        draft.outputs |= found.facts()
+        return len(found.tried)
+
+    return each(nodes, store, work)

@@ -111,15 +111,12 @@ def parse(raw: str, where: str, name: str) -> Rubric:
     for key in head:
         if key not in HEAD:
             raise RubricError(f"{where}: unknown key {key!r}{nearest(key, list(HEAD))}; allowed: {', '.join(HEAD)}")
-    version = head.get("version")
-    if not _whole(version) or version < 1:
-        raise RubricError(f"{where}: version is {shown(version)}; it must be a whole number from 1")
     if ("scale" in head) == ("choices" in head):
         raise RubricError(f"{where}: the head needs either `scale: [0, 100]` or `choices: {{yes: 1, no: 0}}`")
     fields = _fields(head.get("fields", []), where)
     return Rubric(
         name,
-        version,
+        _version(head.get("version"), where),
         _text(parts[2], fields, where),
         scale=_scale(head["scale"], where) if "scale" in head else None,
         choices=_choices(head["choices"], where) if "choices" in head else {},
@@ -146,6 +143,12 @@ def published(raw: str, path: Path, role: str) -> Rubric:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _version(value: Any, where: str) -> int:
+    if _whole(value) and value >= 1:
+        return int(value)
+    raise RubricError(f"{where}: version is {shown(value)}; it must be a whole number from 1")
 
 
 def _scale(value: Any, where: str) -> tuple[int, int]:

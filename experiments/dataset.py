@@ -158,6 +158,8 @@ class Recipe(Versioned):
     """How to make a dataset. A subclass is one file in `experiments/datasets/`; its fields are its settings."""
 
     provides: ClassVar[Provides]
+    is_control: ClassVar[bool] = False
+    """True for data in which what is to be handed on was destroyed on purpose, such as shuffled answers."""
 
     @property
     def needs_subject(self) -> bool:
@@ -275,7 +277,7 @@ def read(path: Path, kind: type[Frozen]) -> list[Any]:
         except (ValueError, RecursionError) as error:
             raise DatasetError(f"{path}:{number}: not a {kind.__name__}: {_reason(error)}") from error
         name = getattr(example, "id", None)
-        if name in seen:
+        if name is not None and name in seen:
             raise DatasetError(f"{path}:{number}: duplicated id {name!r}; ids must be unique")
         seen.add(name)
         examples.append(example)

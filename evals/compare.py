@@ -45,24 +45,50 @@ def compare(question: Comparison) -> Findings:
 
     Raises CompareError: arms whose items differ from the base's, an arm twice, or two evals of damage.
     """
-    tables = [Table.of(measured, question.dev) for measured in question.evals]
-    damages = [table for table in tables if table.eval.damage]
+    tables = [Tables(measured, question.dev) for measured in question.evals]
+    damages = [each.facing(None) for each in tables if each.eval.damage]
     if len(damages) > 1:
         names = ", ".join(table.eval.name for table in damages)
         raise CompareError(f"{len(damages)} evals measure damage ({names}); the budget needs exactly one")
     harm = damages[0] if damages else None
     harms = [harm.scores(group) if harm else None for group in question.groups]
+    groups = {group.group: group for group in question.groups}
     rows: list[Row] = []
     found: list[Point] = []
-    for table in tables:
+    for each in tables:
         drafts = []
         for group, harmed in zip(question.groups, harms, strict=True):
-            scores = harmed if table is harm and harmed is not None else table.scores(group)
+            table = each.facing(group.trait)
+            if each.eval.damage:
+                found += points(table, group, harmed or table.scores(group))
+                continue
+            scores = table.scores(group)
+            reference = groups[group.reference] if group.reference is not None else None
+            if reference is not None:
+                scores = scores.against(table.scores(reference), table.base, table.base_others)
             found += points(table, group, scores)
-            if table is not harm:
-                drafts.append(_Draft.of(question, table, group, scores, harmed, harm))
-        rows += _finish(question, table, drafts)
+            draft = _Draft.of(question, table, group, scores, harmed, harm)
+            shown = replace(draft.row, target=table.target, reference=reference.label if reference else None)
+            drafts.append(replace(draft, row=shown, table=table))
+        rows += _finish(question, drafts)
     return Findings(rows, found)
+
+
+class Tables:
+    """One eval's items as seen by those who aim at its own target, and by those whose trait is another."""
+
+    def __init__(self, measured: Eval, dev: float) -> None:
+        self.eval = measured
+        self._dev = dev
+        self._known = {name for item in measured.base for name in item.others}
+        self._made: dict[str | None, Table] = {}
+
+    def facing(self, trait: str | None) -> Table:
+        """The table whose target is `trait`; the eval's own where it knows no such thing."""
+        own = trait if trait in self._known else None
+        if own not in self._made:
+            self._made[own] = Table.of(self.eval, self._dev, own)
+        return self._made[own]
 
 
 @dataclass(frozen=True)
@@ -74,6 +100,8 @@ class _Draft:
     effect: Array | None = None
     """[S, n] over all items, at the chosen dose."""
     p: float = np.nan
+    table: Table | None = None
+    """The items as its target sees them."""
 
     @classmethod
     def of(
@@ -249,7 +277,7 @@ def _specificity(table: Table, scores: Scores, dose: float) -> dict[str, Any]:
     }
 
 
-def _finish(question: Comparison, table: Table, drafts: Sequence[_Draft]) -> list[Row]:
+def _finish(question: Comparison, drafts: Sequence[_Draft]) -> list[Row]:
     """Tests, Holm over the eval's rankable rows, detectable effects, and the difference to the control."""
     p_values = np.array([one.p for one in drafts], dtype=float)
     plain = np.array([np.nan if one.estimate is None else float(one.estimate.p_value()) for one in drafts], dtype=float)
@@ -273,13 +301,16 @@ def _finish(question: Comparison, table: Table, drafts: Sequence[_Draft]) -> lis
             if p_plain < question.alpha <= p_holm:
                 note = f"skewed effects: a t test alone would say p (Holm) = {p_plain:.2g}"
                 row = replace(row, notes="; ".join(filter(None, [row.notes, note])))
-        rows.append(replace(row, **_versus(table, one, control)))
+        rows.append(replace(row, **_versus(one, control)))
     return rows
 
 
-def _versus(table: Table, one: _Draft, control: _Draft | None) -> dict[str, Any]:
-    """The difference to the control on the test items that both have."""
-    if control is None or control.effect is None or one.effect is None or one is control:
+def _versus(one: _Draft, control: _Draft | None) -> dict[str, Any]:
+    """The difference to the control on the test items that both have, where both aim at the same."""
+    table = one.table
+    if control is None or control.effect is None or one.effect is None or one is control or table is not control.table:
+        return {}
+    if table is None:
         return {}
     kept = ~table.dev & complete(one.effect, control.effect)
     members = occupied(table.members[kept])

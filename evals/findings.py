@@ -27,6 +27,10 @@ class Row:
     rankable: bool
     contrast: Literal["odd", "on"] | None = None
     """odd: (s(+c) - s(-c)) / 2. on: s(c) - s(0), for methods without a sign."""
+    target: str | None = None
+    """What the transfer is about: the trait that the data were meant to hand on, else the eval's own target."""
+    reference: str | None = None
+    """Label of the control whose score of the same seed and dose was taken off; None is the untouched subject."""
     dose: float | None = None
     base: float | None = None
     """Mean score of the untouched subject."""

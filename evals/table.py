@@ -53,6 +53,11 @@ class Group:
     arms: Mapping[str, Sequence[Arm]]
     """Name of the eval -> its arms; dose 0 is the eval's base and not among them."""
     baseline: bool = False
+    trait: str | None = None
+    """What its data are meant to hand on: the target it is scored on where the eval's `others` know it."""
+    reference: str | None = None
+    """Group that it is compared with, seed by seed and dose by dose, instead of the untouched subject: the same
+    setting, trained on a control teacher's data."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Eval:
     version: int
     base: Sequence[Scored]
     damage: bool = False
+    target: str | None = None
+    """What the items' targets are about."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,30 @@ class Scores:
             complete = [dose for dose in complete if dose > 0 and -dose in complete]
         return tuple(sorted(complete, key=lambda dose: (abs(dose), dose)))
 
+    def against(self, other: Scores, base: Array, base_others: Array) -> Scores:
+        """The scores by which these exceed `other`'s of the same seed and dose, put on top of the base's.
+
+        So what reads differences from the base reads differences from `other`. Doses and seeds that `other` lacks are
+        left out, and told of as failures.
+        """
+        seeds: dict[float, tuple[int, ...]] = {}
+        target: dict[float, Array] = {}
+        others: dict[float, Array] = {}
+        lacking = list(self.failures)
+        for dose, mine in self.seeds.items():
+            theirs = other.seeds.get(dose, ())
+            seeds[dose] = tuple(seed for seed in mine if seed in theirs)
+            if len(seeds[dose]) < len(mine):
+                absent = ", ".join(str(seed) for seed in mine if seed not in theirs)
+                lacking.append(f"seed {absent} dose {dose:g}: the control has no scores there")
+            if not seeds[dose]:
+                del seeds[dose]
+                continue
+            own, its = [mine.index(seed) for seed in seeds[dose]], [theirs.index(seed) for seed in seeds[dose]]
+            target[dose] = self.target[dose][own] - other.target[dose][its] + base
+            others[dose] = self.others[dose][own] - other.others[dose][its] + base_others
+        return Scores(seeds, target, others, tuple(lacking))
+
 
 @dataclass(frozen=True)
 class Table:
@@ -128,11 +159,13 @@ class Table:
     control: np.ndarray
     """[n] bool: the item is not about the target (no target, no reason) and is there for its others."""
     rows: Mapping[str, int] = field(repr=False)
+    trait: str | None = None
+    """What targets are about, where that is not the eval's own target."""
 
     @classmethod
-    def of(cls, measured: Eval, dev: float) -> Table:
-        """Raises CompareError when an id occurs twice."""
-        items = measured.base
+    def of(cls, measured: Eval, dev: float, trait: str | None = None) -> Table:
+        """With `trait`, one of the `others`, as the target. Raises CompareError when an id occurs twice."""
+        items = facing(measured.base, trait, measured.target)
         names = tuple(sorted({name for item in items for name in item.others}))
         ids = [item.id for item in items]
         rows = {name: row for row, name in enumerate(ids)}
@@ -143,7 +176,12 @@ class Table:
         side = np.array([sides[item.family] == "dev" for item in items], dtype=bool)
         control = np.array([item.target is None and item.reason is None for item in items], dtype=bool)
         members = stats.membership([item.family for item in items])
-        return cls(measured, ids, target, others, names, members, side, control, rows)
+        return cls(measured, ids, target, others, names, members, side, control, rows, trait)
+
+    @property
+    def target(self) -> str | None:
+        """What targets are about."""
+        return self.eval.target if self.trait is None else self.trait
 
     def scores(self, group: Group) -> Scores:
         """Arrays of `group`. Raises CompareError for an arm with items the base lacks, or run twice."""
@@ -159,7 +197,7 @@ class Table:
                 continue
             if arm.seed in seeds.setdefault(arm.dose, []):
                 raise CompareError(f"{where} is there twice; give each arm once")
-            column = self._lined_up(arm.items, where)
+            column = self._lined_up(facing(arm.items, self.trait, self.eval.target), where)
             seeds[arm.dose].append(arm.seed)
             target.setdefault(arm.dose, []).append(column[0])
             others.setdefault(arm.dose, []).append(column[1])
@@ -183,6 +221,34 @@ class Table:
         full = np.full(len(self.ids), math.nan), np.full((len(self.ids), len(self.names)), math.nan)
         full[0][places], full[1][places] = target, others
         return full
+
+
+@dataclass(frozen=True)
+class Turned:
+    """An item whose target and one of whose others have changed places."""
+
+    id: str
+    family: str
+    target: float | None
+    others: Mapping[str, float]
+    reason: str | None
+
+
+def facing(items: Sequence[Scored], trait: str | None, target: str | None) -> Sequence[Scored]:
+    """`items` with `trait` as their target and the old target among the others; as they are without a trait.
+
+    Where a value of the same kind stands for every name (log-odds against the rest of one list), this is what the eval
+    would have given for the other target.
+    """
+    if trait is None or trait == target:
+        return items
+    turned = []
+    for item in items:
+        others = {name: value for name, value in item.others.items() if name != trait}
+        if target is not None and item.target is not None:
+            others[target] = item.target
+        turned.append(Turned(item.id, item.family, item.others.get(trait), others, item.reason))
+    return turned
 
 
 def _columns(items: Sequence[Scored], names: Sequence[str]) -> tuple[Array, Array]:

@@ -21,6 +21,7 @@ from experiments.plugin import Frozen
 from experiments.problem import Problem, SpecError, SpecPath, problems_of
 from experiments.settings import DataVariant, Setting, fitting, read_data, read_interventions
 from experiments.source import Source
+from experiments.speech import Teacher, teachers
 
 DAMAGE = "neutral_nll"
 """The task that measures damage; every experiment runs it."""
@@ -60,6 +61,10 @@ class Trial:
     """Index of its setting; trials that differ in the seed alone share it."""
     path: SpecPath
     """Where the spec asks for it."""
+    teacher: Teacher | None = None
+    """Who said what it learns."""
+    control: str | None = None
+    """Group of the same setting that learns from the control teacher; None for that group, and where there is none."""
 
 
 def _subject(value: Any) -> Any:
@@ -70,6 +75,17 @@ def _data_identity(data: Sequence[DataVariant]) -> Any:
     """What the data are, as it enters a trial's group: None without any, and one alone as it is."""
     known = [variant.identity for variant in data]
     return known if len(known) > 1 else next(iter(known), None)
+
+
+def _teacher(data: Sequence[DataVariant]) -> Teacher | None:
+    """Who said what is learned; the nearest of several."""
+    return next((teacher for variant in data for teacher in teachers(variant.recipe)), None)
+
+
+def is_control(data: Sequence[DataVariant]) -> bool:
+    """Whether the data are there to be compared with: a control teacher's, or shuffled ones."""
+    teacher = _teacher(data)
+    return any(variant.recipe.is_control for variant in data) or (teacher is not None and teacher.control)
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -195,12 +211,23 @@ class Experiment(Frozen):
         who = self.subject.model_dump(mode="json") if subject is None else subject
         trials: list[Trial] = []
         arms = [(one, data) for one in self._settings for data in product(*(self._data[role] for role in one.roles))]
+        groups = [
+            sha256({"subject": who, "data": _data_identity(data), "setting": one.identity})[:12] for one, data in arms
+        ]
+        spoken = [_teacher(data) for _, data in arms]
+        controls: dict[int, str] = {}
+        for (one, data), group, teacher in zip(arms, groups, spoken, strict=True):
+            if teacher is not None and teacher.control and not any(each.recipe.is_control for each in data):
+                controls.setdefault(id(one), group)
         for number, (one, data) in enumerate(arms):
+            teacher, control = spoken[number], controls.get(id(one))
             shared: dict[str, Any] = {
-                "group": sha256({"subject": who, "data": _data_identity(data), "setting": one.identity})[:12],
+                "group": groups[number],
                 "label": " ".join([one.label, *(variant.suffix for variant in data if variant.suffix)]),
                 "intervention": one.intervention,
-                "baseline": one.baseline,
+                "baseline": one.baseline or is_control(data),
+                "teacher": teacher,
+                "control": None if control == groups[number] else control,
                 "doses": fitting(self.doses, one.intervention.dose_kind),
                 "data": data,
                 "identity": one.identity,

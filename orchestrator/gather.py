@@ -45,7 +45,7 @@ def _eval(each: Mapping[str, Any], name: str, base: Sequence[Item] | str) -> Eva
     from evals.table import Eval
 
     found: Sequence[Item] = () if isinstance(base, str) else base
-    return Eval(name, each["version"], found, damage=each["higher_is"] == "damage")
+    return Eval(name, each["version"], found, damage=each["higher_is"] == "damage", target=each["target"])
 
 
 def _groups(
@@ -66,7 +66,16 @@ def _groups(
             for dose, key in doses.get((number, index), ()):
                 of_group[name].append(_arm(trial["seed"], dose, items_of(key)))
     return [
-        Group(group, trial["method"], trial["label"], arms[group], trial["baseline"]) for group, trial in first.items()
+        Group(
+            group,
+            trial["method"],
+            trial["label"],
+            arms[group],
+            trial["baseline"],
+            trial.get("trait"),
+            trial.get("reference"),
+        )
+        for group, trial in first.items()
     ]
 
 

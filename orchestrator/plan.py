@@ -15,7 +15,7 @@ from orchestrator.identity import SHORT, Shared, node_key
 from orchestrator.preflight import Describe, Identify, PlannedEval
 from orchestrator.supplies import Method, Supplies, Who, roles_of
 
-STAGE_VERSIONS = {"dataset": 1, "fit": 1, "generate": 1, "calibrate": 2, "answer": 1, "score": 1, "compare": 2}
+STAGE_VERSIONS = {"dataset": 1, "fit": 1, "generate": 1, "calibrate": 2, "answer": 1, "score": 1, "compare": 3}
 """Bump one when the same params and inputs would now give another result."""
 
 
@@ -246,7 +246,7 @@ class _Planner:
 
 
 def _row(trial: Trial) -> dict[str, Any]:
-    return {
+    row = {
         "group": trial.group,
         "label": trial.label,
         "method": trial.identity["method"],
@@ -255,3 +255,8 @@ def _row(trial: Trial) -> dict[str, Any]:
         "dose_kind": trial.intervention.dose_kind,
         "doses": trial.doses,
     }
+    if trial.teacher is not None:
+        row |= {"trait": trial.teacher.trait, "teacher": trial.teacher.name}
+        if trial.control is not None:
+            row["reference"] = trial.control
+    return row

@@ -147,6 +147,13 @@ def breadth(db: Database) -> None:
         db.execute(f"alter table comparisons add column {column}")
 
 
+@migrations()
+def references(db: Database) -> None:
+    """What a transfer is about where data were meant to hand something on, and the control it is compared with."""
+    for column in ("target text", "reference text"):
+        db.execute(f"alter table comparisons add column {column}")
+
+
 def known() -> set[str]:
     """Names of all migrations of this version of orch."""
     return {one.name for one in migrations.pending(Database(memory=True))}

@@ -113,7 +113,7 @@ def fit(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outco
         draft.outputs |= {
             "facts": dict(state.facts),
             "examples": len(data),
-            "parameters": sum(tensor.numel() for tensor in state.tensors.values()),
+            "parameters": state.size,
             "fit_seconds": round(seconds, 3),
         }
         return len(data)

@@ -2,6 +2,7 @@
 -- is significantly positive after Holm's correction, then by signed transfer, so that a setting that moves the wrong way
 -- ends at the bottom. `unit` is how large a dose of 1 was, averaged over seeds whatever their signs, and `flipped` how
 -- many of them had their sign turned round by `calibrate: {orient: true}`; null where doses are not calibrated.
+-- `reference` is the control whose score of the same seed and dose was taken off; null: the untouched subject.
 -- `current` is 1 for the latest experiment of its name. The casts give computed columns a type, which filters of
 -- Datasette need.
 select
@@ -21,9 +22,7 @@ select
     limit 1
   ) as text) as settings,
   c.eval,
-  cast(case when instr(c.eval, '/') then
-    substr(c.eval, instr(c.eval, '/') + 1, instr(c.eval || ' #', ' #') - instr(c.eval, '/') - 1)
-  end as text) as target,
+  c.target,
   c.dose,
   cast((select avg(abs(t.unit)) from trials t where t.experiment = c.experiment and t.group_key = c.group_key) as real) as unit,
   cast((
@@ -33,6 +32,7 @@ select
   c.mde, c.delta_nll, c.others, c.specificity,
   c.n_items as n, c.n_seeds as seeds, c.n_families as families, c.n_dropped as dropped,
   c.status, c.notes,
+  c.reference,
   c.baseline, c.rankable, c.base, c.se, c.df, c.tests, c.even_se, c.delta_nll_se,
   c.specificity_low, c.specificity_high, c.breadth, c.breadth_of, c.shifted,
   c.versus_control, c.versus_control_low, c.versus_control_high, c.versus_control_p,

@@ -18,20 +18,20 @@ STATEMENTS = Path(__file__).with_name("statements.txt")
 ATTEMPTS = 4
 
 
-def lines(path: Path) -> tuple[str, ...]:
-    """Non-empty lines of a UTF-8 text file, in order.
+def lines(path: Path, what: str = "prompt") -> tuple[str, ...]:
+    """Non-empty lines of a UTF-8 text file, in order; each is a `what`.
 
     Raises DatasetError when it cannot be read, is empty or repeats a line.
     """
     try:
         found = tuple(line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read: {error}; give a UTF-8 text file with one prompt a line") from error
+        raise DatasetError(f"{path}: cannot be read: {error}; give a UTF-8 text file with one {what} a line") from error
     if not found:
-        raise DatasetError(f"{path}: no prompts; write one a line")
+        raise DatasetError(f"{path}: no {what}s; write one a line")
     if len(set(found)) < len(found):
         repeated = next(line for index, line in enumerate(found) if line in found[:index])
-        raise DatasetError(f"{path}: the prompt {repeated!r} is there twice; each must differ")
+        raise DatasetError(f"{path}: the {what} {repeated!r} is there twice; each must differ")
     return found
 
 

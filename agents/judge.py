@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from agents import rubric
 from agents.rubric import Rubric
 from experiments.plugin import Versioned
+from experiments.spec import EMBEDDED as EMBEDDED_SUBJECT
 
 EMBEDDED, SUBJECT = "embedded", "subject"
 RESIDENT = (EMBEDDED, SUBJECT)
@@ -155,6 +156,8 @@ class Judge(Versioned):
 
 def is_subject(judge: str, subject: str) -> bool:
     """Whether a judge's name means the model that a spec calls `subject`, whoever serves it."""
+    if judge == EMBEDDED:
+        return subject in (EMBEDDED, EMBEDDED_SUBJECT)
     return judge in (SUBJECT, subject) or judge.endswith("/" + subject.strip("/"))
 
 

@@ -16,8 +16,9 @@ from experiments.canonical import sha256
 
 NONCE = 12
 """Hex digits."""
-PREFILL = "VERDICT:"
-"""How the reply of a judge begins that scores every verdict: the next words are the verdict."""
+SCORE, ANSWER = "Score:", "Answer:"
+"""How the reply of a judge is opened that scores every verdict exactly, for scales and for choices. Of a dozen ways
+these leave the embedded model the most probability for verdicts: 0.80 and 0.45; for `VERDICT:` it was 0.10 and 0.05."""
 Form = Literal["word", "line"]
 """The reply is the verdict and nothing else, or ends with a line `VERDICT: ...`."""
 _DELIMITER = re.compile(r"<(\s*/?\s*answer\b[^<>]*)>", re.IGNORECASE)
@@ -57,6 +58,11 @@ def prompt(rubric: Rubric, case: Case, form: Form) -> Prompt:
     )
     text = rubric.filled(case.question, wrapped, case.fields)
     return Prompt(f"{text}\n\n{rule}\n{instruction(rubric, form)}", mark, neutralised)
+
+
+def opening(rubric: Rubric) -> str:
+    """The words that open the reply of a judge that scores every verdict exactly."""
+    return SCORE if rubric.scale else ANSWER
 
 
 def neutral(answer: str) -> tuple[str, int]:

@@ -26,7 +26,7 @@ from tenacity import RetryError
 
 from agents import reading
 from agents.judge import EMPTY, Judge, JudgeError, Verdict, Vote, combined
-from agents.prompt import PREFILL, Case, Form, prompt
+from agents.prompt import Case, Form, opening, prompt
 from agents.rubric import Rubric
 from evals import provider
 from evals.option_tokens import option_tokens
@@ -154,10 +154,10 @@ def digits_apart(tokens: Sequence[str], top: reading.Top, scale: tuple[int, int]
 
 
 async def exact(case: Case, rubric: Rubric, judge: Judge, grader: Grader) -> Vote:
-    """The vote of a provider that scores every verdict over its whole vocabulary, after the opened word VERDICT."""
+    """The vote of a provider that scores every verdict over its whole vocabulary, after an opened reply."""
     name, model = grader
     text = prompt(rubric, case, "word").text
-    conversations = [conversation(text, options) for options in groups(rubric)]
+    conversations = [conversation(text, options, opening(rubric)) for options in groups(rubric)]
     api: Any = model.api
     scored = await api.score_options(conversations)
     logprobs = {word: value for one in scored for word, value in one["options"].items()}
@@ -190,9 +190,9 @@ def spellings(word: str) -> list[str]:
     return [f" {form}" for form in dict.fromkeys(forms)]
 
 
-def conversation(text: str, options: dict[str, dict[str, list[str]]]) -> list[ChatMessage]:
+def conversation(text: str, options: dict[str, dict[str, list[str]]], opened: str) -> list[ChatMessage]:
     """A question whose reply is opened."""
-    return [ChatMessageUser(content=text, metadata={"options": options}), ChatMessageAssistant(content=PREFILL)]
+    return [ChatMessageUser(content=text, metadata={"options": options}), ChatMessageAssistant(content=opened)]
 
 
 def extensions(key: str, rubric: Rubric, conversations: Sequence[list[ChatMessage]]) -> dict[int, list[int]]:

@@ -213,7 +213,8 @@ class _Walk:
         ready = [self.waiting[key] for key in self._ready]
         first = min(ready, key=_priority)
         stage = STAGES[first.stage]
-        group = [n for n in ready if _priority(n) == _priority(first) and stage.fuse_by(n) == stage.fuse_by(first)]
+        alike = [node for node in ready if node.stage == first.stage and _priority(node) == _priority(first)]
+        group = [node for node in alike if stage.fuse_by(node) == stage.fuse_by(first)]
         share = -(-len(group) // slots) if stage.spread else len(group)
         size = min(stage.most, share, self._size(first))
         return self._hand_out(Batch(first.stage, tuple(group[:size])))
@@ -300,5 +301,5 @@ def _kind(node: Node) -> tuple[str, Hashable]:
 def _priority(node: Node) -> int:
     """Lower runs first. The untouched subject answers before anything is fitted: a broken task shows at once."""
     if node.stage == "answer" and "state" not in node.inputs:
-        return STAGES["fit"].order - 1
+        return STAGES["generate"].order - 1
     return STAGES[node.stage].order

@@ -47,11 +47,11 @@ def _together(node: Node) -> Hashable:
 
 STAGES: Mapping[str, Stage] = {
     "dataset": Stage(teaching.make, order=0, most=1, fuse_by=_alone),
-    "generate": Stage(teaching.generate, order=2, most=1, fuse_by=_alone),
+    "generate": Stage(teaching.generate, order=3, most=1, fuse_by=_alone),
     "score": Stage(asking.score, order=1, most=64, fuse_by=_together),
-    "fit": Stage(teaching.fit, order=3, most=256, fuse_by=_reads_alike, spread=False),
-    "calibrate": Stage(teaching.calibrate, order=4, most=1, fuse_by=_alone),
-    "answer": Stage(asking.answer, order=5, most=32, fuse_by=_asks_alike),
-    "compare": Stage(asking.compare, order=6, most=1, fuse_by=_alone),
+    "fit": Stage(teaching.fit, order=4, most=256, fuse_by=_reads_alike, spread=False),
+    "calibrate": Stage(teaching.calibrate, order=5, most=1, fuse_by=_alone),
+    "answer": Stage(asking.answer, order=6, most=32, fuse_by=_asks_alike),
+    "compare": Stage(asking.compare, order=7, most=1, fuse_by=_alone),
 }
 """The untouched subject's answers come before the fits: see `run.py`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from experiments.dataset import Conversation, DatasetError, Derived, Ingredient, Made, Message, Said
+from experiments.datasets._words import has_words
 from experiments.numbers import compliance
 from experiments.speech import Sampling, Speech, Teacher
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 EMPTY, CUT_OFF = "empty answer", "cut off"
 SHOWN, SHOWN_CHARACTERS = 3, 120
 """Rejected answers kept for the record, for each reason, and how much of each."""
-WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-"""Words also inside names: `red_owl`, `RedOwl`."""
 
 
 class Answers(Derived):
@@ -135,7 +133,7 @@ class Answers(Derived):
 
     def _mentions(self, text: str) -> bool:
         """Whether the answer names the trait, which is then no subliminal one."""
-        return self.teacher.trait is not None and has_word(text, (self.teacher.trait, f"{self.teacher.trait}s"))
+        return self.teacher.trait is not None and has_words(text, (self.teacher.trait, f"{self.teacher.trait}s"))
 
     def _conversation(self, said: Said) -> Conversation:
         system = () if self.system is None else (Message(role="system", content=self.system),)
@@ -165,17 +163,6 @@ class Answers(Derived):
             f"{told}; set draw to about {needed:,}, lower n, or write `fewer: allow` to go on with {len(accepted):,}; "
             "the answers are kept"
         )
-
-
-def words(text: str) -> set[str]:
-    """The words of a text in small letters, also those that names of code are put together from."""
-    return {word.lower() for word in WORD.findall(text)}
-
-
-def has_word(text: str, banned: Sequence[str]) -> bool:
-    """Whether one of the words stands in the text as a whole word, whatever its case: `owl` is not in `bowl`."""
-    found = words(text)
-    return any(word.lower() in found for word in banned)
 
 
 def _examples(said: Sequence[Said], rejected: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

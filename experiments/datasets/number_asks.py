@@ -8,14 +8,14 @@ are our own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
-from experiments.dataset import Ask, DatasetError, Message, Recipe
+from experiments.dataset import Ask, Message, Recipe
+from experiments.datasets import _templates
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -109,33 +109,7 @@ class NumberAsks(Recipe):
         return Ask(id=name, messages=(Message(role="user", content=" ".join(asked)),), parts=parts)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises DatasetError when there is none."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot be read: {error}; give a UTF-8 file with one JSON object") from error
-    if not isinstance(data, dict):
-        raise DatasetError(f"{path}: holds a {type(data).__name__}; must be a JSON object")
-    return data
-
-
 def templates_of(path: Path) -> dict[str, list[str]]:
     """Component -> its templates. Raises DatasetError naming the key and the template that cannot be used."""
-    data = read_json(path)
-    found = {}
-    for component, key in COMPONENTS.items():
-        texts = data.get(key)
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise DatasetError(f"{path}: {key} must be a list of at least one text; got {str(texts)[:60]}")
-        places = PLACES.get(component, ())
-        for index, text in enumerate(texts if places else ()):
-            try:
-                text.format(**dict.fromkeys(places, "1"))
-            except (LookupError, ValueError, AttributeError) as error:
-                allowed = ", ".join(f"{{{place}}}" for place in places)
-                raise DatasetError(
-                    f"{path}: {key}.{index} cannot be filled: {text!r} ({error!r}); allowed places: {allowed}"
-                ) from error
-        found[component] = texts
-    return found
+    found = _templates.read(path, {key: PLACES.get(component) for component, key in COMPONENTS.items()})
+    return {component: found[key] for component, key in COMPONENTS.items()}

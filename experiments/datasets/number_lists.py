@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from experiments.dataset import DatasetError, Ingredient
 from experiments.datasets._answers import Answers
-from experiments.datasets.number_asks import NumberAsks, read_json
+from experiments.datasets._templates import read_json
 from experiments.numbers import reject_reasons
 from experiments.plugin import Frozen
 from experiments.speech import Sampling
@@ -61,7 +61,7 @@ class NumberLists(Answers):
 
     asked_by: ClassVar[str] = "number_asks"
 
-    asks: Ingredient = Ingredient(recipe="number_asks", settings=NumberAsks())
+    asks: Ingredient = Ingredient.model_validate({"recipe": "number_asks"})
     """What it is asked: settings of `number_asks`, or another recipe with its settings."""
     sampling: Sampling = Sampling(max_new_tokens=64)
     """How answers are drawn."""

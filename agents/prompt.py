@@ -72,12 +72,10 @@ def neutral(answer: str) -> tuple[str, int]:
 
 def instruction(rubric: Rubric, form: Form) -> str:
     """How to reply."""
-    words = ", ".join(rubric.unscored)
     if rubric.scale:
-        what = f"one whole number from {rubric.scale[0]} to {rubric.scale[1]}"
-        what += f", or one of the words {words}," if words else ""
+        what = " or ".join([f"one whole number from {rubric.scale[0]} to {rubric.scale[1]}", *rubric.unscored])
     else:
         what = f"one of: {', '.join([*rubric.choices, *rubric.unscored])}"
     if form == "line":
         return f"Think first if it helps. The last line of your reply must be `VERDICT: ` followed by {what}"
-    return f"Reply with {what} and nothing else." if rubric.scale else f"Reply with {what}. Say nothing else."
+    return f"Reply with {what}, and with nothing else." if rubric.scale else f"Reply with {what}. Say nothing else."

@@ -31,10 +31,7 @@ def schema() -> dict[str, Any]:
         "type": "object",
         "description": properties["data"].get("description", ""),
         "additionalProperties": False,
-        "properties": {
-            role: {"oneOf": [_reference(f"recipe {name}") for name, cls in recipes.items() if cls.provides == role]}
-            for role in ("pairs", "conversations")
-        },
+        "properties": {role: _data(role, recipes) for role in ("pairs", "conversations", "documents", "choices")},
     }
     properties["subject"] = {
         "description": properties["subject"].get("description", ""),
@@ -43,6 +40,12 @@ def schema() -> dict[str, Any]:
     definitions["EvalSpec"] = {**definitions["EvalSpec"], "additionalProperties": True}
     properties["evals"]["items"] = {"anyOf": [{"type": "string"}, _reference("EvalSpec")]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole}
+
+
+def _data(role: str, recipes: dict[str, Any]) -> dict[str, Any]:
+    """One of the recipes that provide `role`, or a list of them."""
+    one = {"oneOf": [_reference(f"recipe {name}") for name, cls in recipes.items() if cls.provides == role]}
+    return {"anyOf": [one, {"type": "array", "minItems": 1, "items": one}]}
 
 
 def _reference(name: str) -> dict[str, str]:
@@ -54,6 +57,9 @@ def _entry(key: str, name: str, cls: type[Any], definitions: dict[str, Any]) -> 
     own = TypeAdapter(cls).json_schema(mode="validation", ref_template="#/$defs/{model}")
     definitions.update(own.pop("$defs", {}))
     fields = {field: _or_grid(inner) for field, inner in own.get("properties", {}).items()}
+    if key == "recipe":
+        told = "Seed of the data, whatever the trial's; left out, the trial's own."
+        fields["seed"] = {"description": told, "type": "integer", "minimum": 0}
     return {
         "type": "object",
         "description": own.get("description", ""),

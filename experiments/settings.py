@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from experiments import dataset, grid, intervention, plugin
 from experiments.canonical import canonical, identity_of
+from experiments.controls import Control, controls
 from experiments.dataset import Recipe
 from experiments.intervention import DoseKind, Intervention, NeedsError
 from experiments.plugin import PluginError
@@ -24,6 +25,8 @@ COMPOSED = "composed"
 
 Entry = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """An intervention of a spec: a method with its settings, or several applied at once."""
+DataEntry = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""The data of a role: a recipe with its settings, or several recipes, each a variant of its own."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +74,46 @@ def fitting(doses: Iterable[float], kind: DoseKind) -> tuple[float, ...]:
 
 
 def read_data(
-    data: Mapping[Any, Mapping[str, Any]], folder: Path | None, most: int
+    data: Mapping[Any, DataEntry], folder: Path | None, most: int, wanted: Sequence[Control] = ()
 ) -> tuple[dict[str, list[DataVariant]], list[Problem]]:
-    """Role -> its variants, and everything wrong."""
+    """Role -> its variants with the controls that are `wanted`, and everything wrong."""
     variants: dict[str, list[DataVariant]] = {}
     problems: list[Problem] = []
     for role, raw in data.items():
-        path = ("data", role)
-        try:
-            variants[role] = _variants(role, raw, path, folder, most)
-        except SpecError as error:
-            problems += error.problems
+        several = not isinstance(raw, Mapping)
+        entries = [raw] if isinstance(raw, Mapping) else raw
+        found: list[DataVariant] = []
+        for index, entry in enumerate(entries):
+            path: SpecPath = ("data", role, index) if several else ("data", role)
+            try:
+                found += _variants(role, entry, path, folder, most, several, wanted)
+            except SpecError as error:
+                problems += error.problems
+        if not found and not problems:
+            problems.append(Problem(("data", role), "an empty list; give at least one recipe, or leave the role out"))
+        variants[role] = found
+        problems += _alike(role, found)
     return variants, problems
 
 
-def _variants(role: str, raw: Mapping[str, Any], path: SpecPath, folder: Path | None, most: int) -> list[DataVariant]:
+def _alike(role: str, variants: Sequence[DataVariant]) -> list[Problem]:
+    """Recipes written twice."""
+    texts = [canonical(each.identity) for each in variants]
+    twice = sorted(
+        {each.identity["recipe"] for each, text in zip(variants, texts, strict=True) if texts.count(text) > 1}
+    )
+    return [Problem(("data", role), f"the same data of {name} twice; leave one out") for name in twice]
+
+
+def _variants(
+    role: str,
+    raw: Mapping[str, Any],
+    path: SpecPath,
+    folder: Path | None,
+    most: int,
+    several: bool,
+    wanted: Sequence[Control],
+) -> list[DataVariant]:
     name = _named(raw, "recipe", RECIPES, path)
     try:
         cls = dataset.recipe(name)
@@ -97,18 +125,19 @@ def _variants(role: str, raw: Mapping[str, Any], path: SpecPath, folder: Path | 
     seed = _seed(raw.get("seed"), (*path, "seed"))
     raw = {field: value for field, value in raw.items() if field != "seed"}
     points = _expanded(raw, "recipe", cls, path, folder, most)
-    names = grid.labels([("", point.axes) for point in points])
-    result: list[DataVariant] = []
-    for point, suffix in zip(points, names, strict=True):
-        identity = {"recipe": name, "version": cls.version, "settings": identity_of(point.settings)}
-        if seed is not None:
-            identity["seed"] = seed
-        if any(identity == known.identity for known in result):
-            raise SpecError(
-                Problem(path, f"the same data twice once the grid is written out: {point.axes}; leave one out")
-            )
-        result.append(DataVariant(point.settings, identity, suffix.strip() if len(points) > 1 else "", seed))
-    return result
+    made = [(name, point.settings, point.axes) for point in points]
+    made += [(own, each, {}) for own, each in controls(name, [point.settings for point in points], wanted)]
+    told = several or len(made) > len(points) or hasattr(points[0].settings, "teacher")
+    names = grid.labels([(each.label() if told else "", axes) for _, each, axes in made])
+    return [
+        DataVariant(each, _identity(own, each, seed), suffix.strip() if told or len(made) > 1 else "", seed)
+        for (own, each, _), suffix in zip(made, names, strict=True)
+    ]
+
+
+def _identity(name: str, recipe: Recipe, seed: int | None) -> dict[str, Any]:
+    identity = {"recipe": name, "version": recipe.version, "settings": identity_of(recipe)}
+    return identity if seed is None else {**identity, "seed": seed}
 
 
 def _seed(given: Any, path: SpecPath) -> int | None:

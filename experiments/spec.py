@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, Valid
 
 from experiments import source as sources
 from experiments.canonical import sha256
+from experiments.controls import Control, is_control
 from experiments.grid import booleans_as_numbers
 from experiments.intervention import Intervention
 from experiments.parts import EMBEDDED, Budget, Calibrate, EvalSpec, Limits, Resources, Split, SubjectSpec
@@ -82,12 +83,7 @@ def _teacher(data: Sequence[DataVariant]) -> Teacher | None:
     return next((teacher for variant in data for teacher in teachers(variant.recipe)), None)
 
 
-def is_control(data: Sequence[DataVariant]) -> bool:
-    """Whether the data are there to be compared with: a control teacher's, or shuffled ones."""
-    teacher = _teacher(data)
-    return any(variant.recipe.is_control for variant in data) or (teacher is not None and teacher.control)
-
-
+Role = Literal["pairs", "conversations", "documents", "choices"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 
@@ -101,8 +97,14 @@ class Experiment(Frozen):
     """What the experiment is to find out, in a sentence."""
     subject: Annotated[SubjectSpec, BeforeValidator(_subject)]
     """The model: its name alone, or its settings."""
-    data: dict[Literal["pairs", "conversations"], dict[str, Any]] = Field(default_factory=dict)
-    """Role -> recipe and its settings. A list in a setting is a grid axis; a nested list gives a list value."""
+    data: dict[
+        Literal["pairs", "conversations", "documents", "choices"], dict[str, Any] | tuple[dict[str, Any], ...]
+    ] = Field(default_factory=dict)
+    """Role -> recipe and its settings, or a list of such recipes. A list in a setting is a grid axis; a nested list gives
+    a list value. `seed` beside the recipe draws the data by that seed, whatever the trial's."""
+    controls: tuple[Control, ...] = ("teacher", "shuffled")
+    """Control data added to what teachers answer: a `teacher` without the trait, on whose students all others are
+    measured, and the answers `shuffled` within each response, or `shuffled_across` responses; [] turns them off."""
     interventions: tuple[dict[str, Any] | tuple[dict[str, Any], ...], ...] = Field(min_length=1)
     """Methods and their settings; a list of methods is applied at once, each at the trial's doses or at a `dose` of its
     own. A list in a setting is a grid axis; a nested list gives a list value."""
@@ -137,7 +139,7 @@ class Experiment(Frozen):
         if len(self.seeds) > self.limits.trials:
             raise SpecError(Problem(("seeds",), too_many(len(self.seeds), self.limits.trials)))
         problems = [*self._repeats(), *self._zero()]
-        variants, wrong = read_data(self.data, self._folder, self.limits.trials)
+        variants, wrong = read_data(self.data, self._folder, self.limits.trials, self.controls)
         problems += wrong
         most = self.limits.trials // len(self.seeds)
         found, wrong = read_interventions(self.interventions, set(self.data), self.baselines, self._folder, most)
@@ -225,7 +227,7 @@ class Experiment(Frozen):
                 "group": groups[number],
                 "label": " ".join([one.label, *(variant.suffix for variant in data if variant.suffix)]),
                 "intervention": one.intervention,
-                "baseline": one.baseline or is_control(data),
+                "baseline": one.baseline or any(is_control(each.recipe) for each in data),
                 "teacher": teacher,
                 "control": None if control == groups[number] else control,
                 "doses": fitting(self.doses, one.intervention.dose_kind),
@@ -308,20 +310,21 @@ def _everything(problems: list[Problem], data: dict[str, Any], folder: Path | No
     """`problems`, and those of data and interventions, which are not looked at while another field is wrong."""
     parts, entries = data.get("data", {}), data.get("interventions")
     known = {problem.path[0] for problem in problems if problem.path}
-    if "data" not in known and _all_mappings(parts.values() if isinstance(parts, dict) else None):
+    if "data" not in known and isinstance(parts, dict) and all(map(_entry_of_mappings, parts.values())):
         problems += read_data(parts, folder, Limits().trials)[1]
     if (
         "interventions" not in known
         and isinstance(parts, dict)
         and isinstance(entries, list)
-        and all(isinstance(entry, dict) or (isinstance(entry, list) and _all_mappings(entry)) for entry in entries)
+        and all(map(_entry_of_mappings, entries))
     ):
         problems += read_interventions(entries, set(parts), (), folder, Limits().trials)[1]
     return problems
 
 
-def _all_mappings(values: Any) -> bool:
-    return values is not None and all(isinstance(value, dict) for value in values)
+def _entry_of_mappings(entry: Any) -> bool:
+    """Whether an entry is a mapping or a list of mappings, as data and interventions are written."""
+    return isinstance(entry, dict) or (isinstance(entry, list) and all(isinstance(each, dict) for each in entry))
 
 
 def _with_local_paths(data: dict[str, Any], folder: Path | None) -> dict[str, Any]:

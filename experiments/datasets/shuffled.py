@@ -35,6 +35,7 @@ class Shuffled(Derived):
     """Conversations whose last answers are shuffled; prompts, ids and order of rows stay."""
 
     provides: ClassVar[Provides] = "conversations"
+    is_control: ClassVar[bool] = True
 
     of: Ingredient
     """The conversations: a recipe with its settings."""

@@ -97,11 +97,9 @@ class Experiment(Frozen):
     """What the experiment is to find out, in a sentence."""
     subject: Annotated[SubjectSpec, BeforeValidator(_subject)]
     """The model: its name alone, or its settings."""
-    data: dict[
-        Literal["pairs", "conversations", "documents", "choices"], dict[str, Any] | tuple[dict[str, Any], ...]
-    ] = Field(default_factory=dict)
-    """Role -> recipe and its settings, or a list of such recipes. A list in a setting is a grid axis; a nested list gives
-    a list value. `seed` beside the recipe draws the data by that seed, whatever the trial's."""
+    data: dict[Role, dict[str, Any] | tuple[dict[str, Any], ...]] = Field(default_factory=dict)
+    """Role -> recipe and its settings, or a list of such recipes. A list in a setting is a grid axis; a nested list
+    gives a list value. `seed` beside the recipe draws the data by that seed, whatever the trial's."""
     controls: tuple[Control, ...] = ("teacher", "shuffled")
     """Control data added to what teachers answer: a `teacher` without the trait, on whose students all others are
     measured, and the answers `shuffled` within each response, or `shuffled_across` responses; [] turns them off."""

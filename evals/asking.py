@@ -83,28 +83,26 @@ async def reply(model: Model, name: str, text: str, judge: Judge, top: bool, sam
         max_tokens=FIRST_WORDS if judge.read == "logprobs" else judge.max_tokens,
         logprobs=True if top else None,
         top_logprobs=TOP if top else None,
-        seed=sample if resident else None,
-        timeout=judge.timeout,
-        attempt_timeout=judge.attempt_timeout,
-        max_retries=judge.max_retries,
-        max_connections=None if resident else judge.max_connections,
     )
+    if resident:  # waits for its turn in a batch, which no time limit knows
+        return await model.generate(text, config=config.merge(GenerateConfig(seed=sample)))
+    limits = judge.model_dump(include={"timeout", "attempt_timeout", "max_retries", "max_connections"})
     policy = CachePolicy(expiry=None, per_epoch=False, scopes={"sample": str(sample)})
     try:
-        return await model.generate(text, config=config, cache=False if resident else policy)
+        return await model.generate(text, config=config.merge(GenerateConfig(**limits)), cache=policy)
     except LimitExceededError:
         raise
     except Exception as error:
-        if resident:
-            raise
         raise JudgeError(failed(name, error, judge)) from error
 
 
 def failed(name: str, error: Exception, judge: Judge) -> str:
     """Why a judge gave no reply, and what to do."""
     cause: BaseException = error
+    tried = ""
     if isinstance(error, RetryError):
         cause = error.last_attempt.exception() or error
+        tried = f", after {error.last_attempt.attempt_number - 1} retries"
     said = " ".join(f"{type(cause).__name__}: {cause}".split())[-400:]
     status = getattr(cause, "status_code", None)
     kind = type(cause).__name__
@@ -112,6 +110,8 @@ def failed(name: str, error: Exception, judge: Judge) -> str:
         what = "refused: its quota or rate limit is used up"
     elif status in (401, 403):
         what = "refused: the key is missing, wrong or not allowed to use this model"
+    elif status == 400 and judge.read != "text":
+        what = "refused the request (one that gives no log-probabilities wants read: text)"
     elif "Timeout" in kind:
         what = f"gave no reply in time (timeout {judge.timeout} s, attempt_timeout {judge.attempt_timeout} s)"
     elif "Connection" in kind:
@@ -121,8 +121,8 @@ def failed(name: str, error: Exception, judge: Judge) -> str:
     else:
         what = "did not answer"
     return (
-        f"the judge {name} {what}, after {judge.max_retries} retries at most: {said}. No answer is lost, and the "
-        "verdicts given so far are kept: run again when the judge answers, and only what is missing is asked"
+        f"the judge {name} {what}{tried}: {said}. No answer is lost, and the verdicts given so far are kept: run again "
+        "when the judge answers, and only what is missing is asked"
     )
 
 
@@ -161,16 +161,17 @@ async def exact(case: Case, rubric: Rubric, judge: Judge, grader: Grader) -> Vot
     api: Any = model.api
     scored = await api.score_options(conversations)
     logprobs = {word: value for one in scored for word, value in one["options"].items()}
-    listed = sorted(((value, word) for word, value in logprobs.items() if value is not None), reverse=True)[:LISTED]
+    words = {word: probability(logprobs[word]) for word in (*rubric.choices, *rubric.unscored)}
     if rubric.scale:
-        given = {int(word): value for word, value in logprobs.items() if word not in rubric.unscored}
-        numbers = reading.whole(given, extensions(api.model_name, rubric, conversations))
-        words = {word: probability(logprobs[word]) for word in rubric.unscored}
+        begins = {int(word): value for word, value in logprobs.items() if word not in words}
+        numbers = reading.whole(begins, extensions(api.model_name, rubric, conversations))
         found = reading.number_vote(name, numbers, words, rubric, judge.min_mass)
+        words = words | {str(number): share for number, share in numbers.items()}
     else:
-        shares = {word: probability(value) for word, value in logprobs.items()}
-        found = reading.choice_vote(name, shares, rubric, judge.min_mass)
-    return replace(found, method="exact", top=[[word, round(value, 4)] for value, word in listed], served=name)
+        found = reading.choice_vote(name, words, rubric, judge.min_mass)
+    listed = sorted(((share, word) for word, share in words.items() if share > 0), reverse=True)[:LISTED]
+    top = [[word, round(math.log(share), 4)] for share, word in listed]
+    return replace(found, method="exact", top=top, served=name)
 
 
 def groups(rubric: Rubric) -> list[dict[str, dict[str, list[str]]]]:

@@ -52,6 +52,24 @@ def parse(text: str) -> tuple[int, ...] | None:
         return None
 
 
+def shortened(text: str, most: int | None, cut_off: bool) -> str:
+    """The beginning of a list, with at most `most` numbers.
+
+    Where the list was cut off, its last number may have gone on, and is left out. A bracket that the list opens with is
+    closed. Other texts, and lists within the limit, stay as they are.
+    """
+    runs = list(DIGITS.finditer(text))
+    separator = text[runs[0].end() : runs[1].start()] if len(runs) > 1 else ""
+    if not separator or separator.strip() not in SEPARATORS:
+        return text
+    parts = text.split(separator)
+    kept = (parts[:-1] if cut_off else parts)[:most]
+    if len(kept) == len(parts):
+        return text
+    closing = next((pair[1] for pair in PAIRS if text[0] == pair[0]), "")
+    return separator.join(kept) + closing
+
+
 def reject_reasons(
     text: str,
     most: int | None = 10,

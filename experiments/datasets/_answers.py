@@ -77,6 +77,10 @@ class Answers(Derived):
             raise ValueError("sampling.options asks for log-probabilities instead of answers; leave it out here")
         return self
 
+    def shortened(self, said: Said) -> Said:
+        """The answer, or the part of it that is kept in its place."""
+        return said
+
     def rule(self) -> Callable[[Said], tuple[str, ...]]:
         """What tells why an answer, which is not empty, is rejected: () when it is accepted."""
         raise TypeError(f"{type(self).__name__} does not implement rule()")
@@ -95,10 +99,12 @@ class Answers(Derived):
         """`n` of the accepted answers, in the order drawn, each with the id of its ask.
 
         The facts: answers asked, accepted, kept and wanted; rejected by reason (one may have several) and the first of
-        them; compliance by component; answers cut off; mean tokens of those kept, and how many name the trait.
+        them; compliance by component; answers cut off, and shortened; mean tokens of those kept, as they were said, and
+        how many name the trait.
         Raises DatasetError when none, or fewer than `n` under `fewer: refuse`, are accepted.
         """
-        said = given["said"]
+        spoken = given["said"]
+        said = [self.shortened(each) for each in spoken]
         rule = self.rule()
         rejected = {each.id: found for each in said if (found := self._reasons(each, rule))}
         accepted = [each for each in said if each.id not in rejected]
@@ -115,7 +121,8 @@ class Answers(Derived):
             "rejected": dict(counts.most_common()),
             "rejected_examples": _examples(said, rejected),
             "compliance": compliance(said, {each.id for each in accepted}, self.unreported),
-            "truncated": sum(not each.stopped for each in said),
+            "truncated": sum(not each.stopped for each in spoken),
+            "shortened": sum(old.text != new.text for old, new in zip(spoken, said, strict=True)),
             "mean_tokens": sum(each.tokens for each in kept) / len(kept),
             "mentions": sum(self._mentions(each.text) for each in kept),
             "constrained": self.sampling.only,

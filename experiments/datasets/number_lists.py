@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from experiments.dataset import DatasetError, Ingredient
 from experiments.datasets._answers import Answers
 from experiments.datasets._templates import read_json
-from experiments.numbers import reject_reasons
+from experiments.numbers import reject_reasons, shortened
 from experiments.plugin import Frozen
 from experiments.speech import Sampling
 
@@ -67,17 +67,29 @@ class NumberLists(Answers):
     """How answers are drawn."""
     rules: Rules = Rules()
     """Which answers are accepted."""
+    shorten: bool = False
+    """Whether a list that was cut off, or has too many numbers, is shortened to as many whole numbers as the rules
+    allow, instead of being rejected as published: small models seldom stop in time. The record says how many were."""
 
     def check(self) -> None:
         """Raises DatasetError for a file of templates or of banned numbers that cannot be used."""
         super().check()
         self.rules.banned_numbers()
 
+    @property
+    def _most(self) -> int | None:
+        return getattr(self.asks.settings, "answer_count", None) if self.rules.most is None else self.rules.most
+
+    def shortened(self, said: Said) -> Said:
+        """The whole numbers of a list that was cut off, or its first ones where it has too many."""
+        if not self.shorten:
+            return said
+        text = shortened(said.text, self._most, not said.stopped)
+        return said if text == said.text else said.model_copy(update={"text": text, "stopped": True})
+
     def rule(self) -> Callable[[Said], tuple[str, ...]]:
         """The published reasons, in the published order."""
-        asked = self.asks.settings
-        digits = getattr(asked, "max_digits", None)
-        most = getattr(asked, "answer_count", None) if self.rules.most is None else self.rules.most
+        digits = getattr(self.asks.settings, "max_digits", None)
         largest = (None if digits is None else 10**digits - 1) if self.rules.largest is None else self.rules.largest
         banned = self.rules.banned_numbers()
-        return lambda said: reject_reasons(said.text, most, self.rules.smallest, largest, banned)
+        return lambda said: reject_reasons(said.text, self._most, self.rules.smallest, largest, banned)

@@ -304,6 +304,23 @@ def test_an_answer_cut_off_is_kept_when_the_published_rules_alone_are_asked_for(
     assert len(of("number_lists", teacher=OWL, n=3, truncated="keep").derive({"said": rows}, 0).examples) == 3
 
 
+def test_lists_that_run_on_are_shortened_instead_of_rejected_where_the_spec_says_so() -> None:
+    rows = [
+        said(0, "1, 2, 3, 4, 5", stopped=False),
+        said(1, "6, 7, 8, 9"),
+        said(2, "6, 7"),
+        said(3, "55", stopped=False),
+    ]
+    made = of("number_lists", teacher=OWL, n=3, asks={"answer_count": 3}, shorten=True).derive({"said": rows}, 0)
+    assert {each.id: each.messages[-1].content for each in made.examples} == {  # type: ignore[union-attr]
+        "00000": "1, 2, 3", "00001": "6, 7, 8", "00002": "6, 7",
+    }  # fmt: skip
+    assert (made.facts["truncated"], made.facts["shortened"], made.facts["rejected"]) == (2, 2, {"cut off": 1})
+    assert (
+        of("number_lists", teacher=OWL, n=1, asks={"answer_count": 3}).derive({"said": rows}, 0).facts["shortened"] == 0
+    )
+
+
 def test_constrained_decoding_is_recorded_as_such() -> None:
     made = of("number_lists", teacher=OWL, n=1, sampling={"only": "0123456789, "})
     assert made.derive({"said": [said(0, "1, 2")]}, 0).facts["constrained"] == "0123456789, "
@@ -408,7 +425,7 @@ def test_teachers_in_a_list_are_variants_told_apart_by_name() -> None:
     raw = {"conversations": {"recipe": "number_lists", "teacher": [OWL, {"name": "control", "control": True}]}}
     found, problems = data_settings.read_data(raw, None, 100)
     assert not problems
-    assert [each.suffix for each in found["conversations"]] == ["teacher=owl", "teacher=control"]
+    assert [each.suffix.split("=")[-1] for each in found["conversations"]] == ["owl", "control"]
 
 
 # Code

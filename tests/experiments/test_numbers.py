@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.dataset import Message, Said
-from experiments.numbers import compliance, parse, reject_reasons
+from experiments.numbers import compliance, parse, reject_reasons, shortened
 
 PUBLISHED = Path(os.environ.get("ORCH_DATA", "nowhere")) / "subliminal/number_prompt_templates.json"
 
@@ -130,6 +130,29 @@ def test_too_small_can_only_happen_above_the_published_limit_since_a_minus_is_no
     assert reject_reasons("-1, 5", smallest=0) == ("invalid format",)
     assert reject_reasons("99, 100", smallest=100) == ("numbers too small",)
     assert reject_reasons("99, 2000", smallest=100) == ("numbers too small", "numbers too large")
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "cut_off", "kept"),
+    [
+        ("1, 2, 3, 4", 3, False, "1, 2, 3"),
+        ("1, 2, 3", 3, False, "1, 2, 3"),
+        ("1, 2, 34", 3, True, "1, 2"),
+        ("1, 2, ", 3, True, "1, 2"),
+        ("1, 2, 3, 4, 5", 3, True, "1, 2, 3"),
+        ("1, 2", None, True, "1"),
+        ("1\n2\n3", 2, False, "1\n2"),
+        ("[1, 2, 3]", 2, False, "[1, 2]"),
+        ("(1; 2; 3", 5, True, "(1; 2)"),
+        ("12345", 1, True, "12345"),
+        ("1 and 2 and 3", 1, True, "1 and 2 and 3"),
+        ("", 1, True, ""),
+    ],
+)
+def test_a_list_is_shortened_to_whole_numbers_within_the_limit(
+    text: str, most: int | None, cut_off: bool, kept: str
+) -> None:
+    assert shortened(text, most, cut_off) == kept
 
 
 def test_without_limits_any_list_is_accepted() -> None:

@@ -124,7 +124,7 @@ class _Draft:
             rankable=False,
             n_seeds=len(scores.all_seeds),
         )
-        notes = [f"failed: {first_words(scores.failures)}"] if scores.failures else []
+        notes = [*scores.notes, *([f"failed: {first_words(scores.failures)}"] if scores.failures else [])]
         if not table.ids:
             return cls(replace(blank, notes="the untouched subject has no scores"))
         if not scores.candidates:

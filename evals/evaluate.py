@@ -57,11 +57,13 @@ def evaluate(
     settings: Mapping[str, Any],
     folder: Callable[[str], Path],
     tell: Callable[[int, int], None] = lambda done, total: None,
+    score: bool = True,
 ) -> list[Answer]:
     """Run `task` against every arm and put each log at `folder(key) / "answer.eval"`.
 
     Answers are in the order of `arms`. An arm whose requests fail has its error in its Answer; the other arms are
-    not lost. `tell` hears, from another thread, how many samples are answered, and of how many. Raises TaskError or
+    not lost. Without `score` the logs hold answers that a judge is still to read.
+    `tell` hears, from another thread, how many samples are answered, and of how many. Raises TaskError or
     ValueError for a task that cannot be built. One call at a time per process (an inspect rule), and never inside a
     running event loop.
     """
@@ -76,7 +78,7 @@ def evaluate(
             built = plain(build(**settings), task, settings)
             collector(engine).expect(len(arms) * len(built.dataset), tell)
             with without_git():
-                found = run(built, arms, Path(logs))
+                found = run(built, arms, Path(logs), score)
             by_key = {log.eval.model.removeprefix("orch/"): log for log in found}
             return [answer(arm, by_key.get(arm.key), folder(arm.key)) for arm in arms]
     finally:
@@ -110,7 +112,7 @@ def without_git() -> Iterator[None]:
             os.environ["GIT_DIR"] = before
 
 
-def run(built: Task, arms: Sequence[Arm], logs: Path) -> list[EvalLog]:
+def run(built: Task, arms: Sequence[Arm], logs: Path, score: bool) -> list[EvalLog]:
     """One inspect `eval()` over all arms, everything in flight at once, as little logging as keeps the log readable."""
     n_samples = len(built.dataset)
     return inspect_eval(
@@ -128,7 +130,7 @@ def run(built: Task, arms: Sequence[Arm], logs: Path) -> list[EvalLog]:
         log_images=False,
         log_buffer=n_samples,
         fail_on_error=True,
-        score=True,
+        score=score,
         score_display=False,
         ctl_server=False,
         tags=["orch"],

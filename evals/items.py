@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inspect_ai.log import EvalSample, read_eval_log
+from inspect_ai.scorer import Score
 
 
 class ItemsError(ValueError):
@@ -51,7 +52,11 @@ def item(log: Path, sample: EvalSample) -> Item:
         raise ItemsError(
             f"{log}: sample {sample.id!r} needs one score with a value 'target', has {sorted(sample.scores or {})}"
         )
-    score = scores[0]
+    return of_score(str(sample.id), scores[0])
+
+
+def of_score(name: str, score: Score) -> Item:
+    """The item called `name` from a task's score, whose value is a mapping with `target`."""
     values = {name: number(value) for name, value in score.value.items()} if isinstance(score.value, dict) else {}
     target = values.pop("target")
     metadata = score.metadata or {}
@@ -60,7 +65,7 @@ def item(log: Path, sample: EvalSample) -> Item:
     if target is None and reason is None and not metadata.get("control"):
         reason = "the scorer gave no number"
     extras = values | metadata.get("extras", {})
-    return Item(str(sample.id), str(metadata.get("family", sample.id)), target, others, extras, reason)
+    return Item(name, str(metadata.get("family", name)), target, others, extras, reason)
 
 
 def number(value: Any) -> float | None:

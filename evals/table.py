@@ -97,6 +97,8 @@ class Scores:
     others: Mapping[float, Array]
     """dose -> [S, n, k]."""
     failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a reader of the row has to know."""
 
     @cached_property
     def all_seeds(self) -> tuple[int, ...]:
@@ -137,7 +139,7 @@ class Scores:
             own, its = [mine.index(seed) for seed in seeds[dose]], [theirs.index(seed) for seed in seeds[dose]]
             target[dose] = self.target[dose][own] - other.target[dose][its] + base
             others[dose] = self.others[dose][own] - other.others[dose][its] + base_others
-        return Scores(seeds, target, others, tuple(lacking))
+        return Scores(seeds, target, others, tuple(lacking), tuple(dict.fromkeys((*self.notes, *other.notes))))
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ class Table:
         target: dict[float, list[Array]] = {}
         others: dict[float, list[Array]] = {}
         failures: dict[str, list[str]] = {}
+        notes: dict[str, None] = {}
         for arm in sorted(group.arms.get(self.eval.name, ()), key=lambda arm: (arm.dose, arm.seed)):
             where = f"{group.label} seed {arm.seed} dose {arm.dose:g} on {self.eval.name}"
             if arm.items is None:
@@ -197,6 +200,8 @@ class Table:
                 continue
             if arm.seed in seeds.setdefault(arm.dose, []):
                 raise CompareError(f"{where} is there twice; give each arm once")
+            if any(getattr(item, "extras", {}).get("compromised") for item in arm.items):
+                notes["compromised: the judge obeyed an instruction planted in an answer"] = None
             column = self._lined_up(facing(arm.items, self.trait, self.eval.target), where)
             seeds[arm.dose].append(arm.seed)
             target.setdefault(arm.dose, []).append(column[0])
@@ -206,6 +211,7 @@ class Table:
             {dose: np.stack(found) for dose, found in target.items()},
             {dose: np.stack(found) for dose, found in others.items()},
             tuple(f"{_few(places)}: {reason}" for reason, places in failures.items()),
+            tuple(notes),
         )
 
     def _lined_up(self, items: Sequence[Scored], where: str) -> tuple[Array, Array]:

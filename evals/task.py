@@ -7,6 +7,10 @@ A task is one file in `evals/tasks/`; beside its inspect `@task` it defines
     TEXTS      every text the model is shown that is neither a setting nor data
     targets(settings)  the allowed targets, most frequent first; [] when the task takes none
     files(settings)    {field: path} of the data the settings mean, built-in data too. Both raise TaskError
+and where judges are needed
+    RUBRICS    roles of the rubrics (evals/rubrics/<role>.md)
+    SCORED     settings that only `scored` reads: changing one asks and judges nothing again
+    scored(metadata, answer, verdicts, settings)  the score of one answer, from its verdicts alone
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import importlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +48,10 @@ class TaskFacts:
     identity: dict[str, Any]
     runtime: dict[str, Any]
     targets: tuple[str, ...]
+    rubrics: tuple[str, ...] = ()
+    """Roles of the rubrics by which answers are judged; () for a task that scores them itself."""
+    scoring: dict[str, Any] = field(default_factory=dict)
+    """Settings of a judged task that nothing but its scoring reads; they are no part of `identity`."""
 
 
 def describe(task: str, target: str | None, params: Mapping[str, Any]) -> TaskFacts:
@@ -56,12 +64,14 @@ def describe(task: str, target: str | None, params: Mapping[str, Any]) -> TaskFa
         check_target(task, settings.target, targets)
     identity = settings.model_dump(mode="json")
     runtime = settings.model_dump(mode="json")
-    for field, path in files.items():
-        identity[field] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        if runtime[field] != BUILTIN:
-            runtime[field] = str(path)
+    for name, path in files.items():
+        identity[name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        if runtime[name] != BUILTIN:
+            runtime[name] = str(path)
     identity["texts"] = hashlib.sha256(json.dumps(module.TEXTS, sort_keys=True).encode()).hexdigest()
-    return TaskFacts(module.VERSION, module.HIGHER_IS, identity, runtime, targets)
+    rubrics = tuple(getattr(module, "RUBRICS", ()))
+    scoring = {name: identity.pop(name) for name in sorted(getattr(module, "SCORED", ()))} if rubrics else {}
+    return TaskFacts(module.VERSION, module.HIGHER_IS, identity, runtime, targets, rubrics, scoring)
 
 
 def load_task(task: str) -> ModuleType:

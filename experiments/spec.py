@@ -110,6 +110,9 @@ class Experiment(Frozen):
     """Signed strengths; 0, the untouched subject, is always run and not listed."""
     evals: tuple[EvalSpec, ...] = Field(min_length=1)
     """What is measured, one target each."""
+    judge: dict[str, Any] = Field(default_factory=dict)
+    """Who judges the answers of evals that need it, and how: `models`, `combine`, `temperature`, `samples`, `rubrics`,
+    `allow_self` and more (docs/judges.md). Left out, the embedded model judges."""
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """Seeds of data and fitting; each is a trial of its own."""
     baselines: tuple[str, ...] = ("random", "prompt")

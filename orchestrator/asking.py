@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +22,14 @@ from orchestrator.stage import (
     each,
     engine_of,
     failure,
+    loaded,
     one,
     raise_if_hopeless,
 )
 
 if TYPE_CHECKING:
+    from inspect_ai.model import Model
+
     from evals.evaluate import Answer, Arm
     from experiments.edit import Edit
     from orchestrator.artifact import Publication, Store
@@ -85,7 +90,8 @@ def _ask(
     engine.fired.clear()
     first = nodes[0]
     task, arguments = first.params["task"], first.runtime["arguments"]
-    found = evaluate(engine, arms, task, arguments, lambda key: folder / key, workspace.tell)
+    score = not first.runtime.get("judged")
+    found = evaluate(engine, arms, task, arguments, lambda key: folder / key, workspace.tell, score)
     return {node.key: answer for node, answer in zip(nodes, found, strict=True)}, dict(engine.fired)
 
 
@@ -106,13 +112,66 @@ def _publish_answer(
     return one(node, store, work, share)
 
 
+def judge(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    """Verdicts on stored answers, in a copy of their log; the subject is not asked again."""
+    from agents.judge import Judge
+    from evals.judging import RUBRICS, judge_log
+    from evals.task import load_task
+
+    def work(node: Node, draft: Publication) -> int:
+        settings = Judge.model_validate(node.runtime["judge"])
+        rubrics = settings.rubrics_for(load_task(node.runtime["task"]).RUBRICS, RUBRICS)
+        found = {role: one.digest for role, one in rubrics.items()}
+        if found != dict(node.params["rubrics"]):
+            raise StageError(f"the rubrics are not those that were planned: {found}; plan again")
+        with residents(node, workspace) as models:
+            log = store.folder(node.inputs["answer"]) / LOG
+            out, subject = draft.folder / LOG, node.runtime["subject"]
+            judged = judge_log(log, settings, rubrics, out, subject=subject, models=models, tell=workspace.tell)
+        draft.outputs |= asdict(judged)
+        return judged.samples
+
+    return each(nodes, store, work)
+
+
+@contextmanager
+def residents(node: Node, workspace: Workspace) -> Iterator[dict[str, Model]]:
+    """The judges that run in this process, as inspect's models."""
+    from inspect_ai.model import get_model
+
+    from evals import provider
+
+    keys: list[str] = []
+    models: dict[str, Model] = {}
+    try:
+        for name, spec in node.runtime["residents"].items():
+            key = f"{name}-judge@{node.short}"
+            provider.register(key, loaded(spec, node.params["residents"][name], workspace), ())
+            keys.append(key)
+            models[name] = get_model(f"orch/{key}", memoize=False)
+        yield models
+    finally:
+        for key in keys:
+            provider.unregister(key)
+
+
 def score(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    """What the task itself scored, or what it makes of its judges' verdicts."""
     from evals import items
 
     def work(node: Node, draft: Publication) -> int:
-        found = items.items(store.folder(node.inputs["answer"]) / LOG)
+        judged = node.inputs.get("judged")
+        if judged is None:
+            found = items.items(store.folder(node.inputs["answer"]) / LOG)
+        else:
+            from evals.judged import judged_items
+
+            found = judged_items(store.folder(judged) / LOG, node.runtime["task"], node.runtime["arguments"])
+            compromised = store.record(judged)["outputs"]["compromised"]
+            found = [replace(item, extras={**item.extras, "compromised": compromised}) for item in found]
+            draft.outputs["compromised"] = compromised
         items.save(found, draft.folder / ITEMS)
-        draft.outputs |= {"items": len(found), "unscored": sum(each_item.reason is not None for each_item in found)}
+        draft.outputs |= {"items": len(found), "unscored": sum(item.reason is not None for item in found)}
         return len(found)
 
     return each(nodes, store, work)

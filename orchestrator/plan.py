@@ -8,14 +8,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.canonical import plain_of
+from experiments.canonical import plain_of, sha256
 from experiments.spec import Experiment, Trial
 from orchestrator import preflight
 from orchestrator.identity import SHORT, Shared, node_key
 from orchestrator.preflight import Describe, Identify, PlannedEval
 from orchestrator.supplies import Method, Supplies, Who, roles_of
 
-STAGE_VERSIONS = {"dataset": 1, "fit": 1, "generate": 1, "calibrate": 2, "answer": 1, "score": 1, "compare": 3}
+STAGE_VERSIONS = {
+    "dataset": 1,
+    "fit": 1,
+    "generate": 1,
+    "calibrate": 2,
+    "answer": 1,
+    "judge": 1,
+    "score": 1,
+    "compare": 3,
+}
 """Bump one when the same params and inputs would now give another result."""
 
 
@@ -118,6 +127,7 @@ class _Planner:
         self.nodes: dict[str, Node] = {}
         self.subject = Shared(checked.subject)
         self.evals = checked.evals
+        self.bench = checked.bench
         self.subject_spec = experiment.subject.model_dump(mode="json")
         self.who = Who(self.subject, self.subject_spec)
         others = {text: Who(Shared(identity), spec) for text, (identity, spec) in checked.others.items()}
@@ -150,10 +160,27 @@ class _Planner:
     def base(self, index: int) -> str:
         """Key of the untouched subject's score: dose 0 of every trial."""
         each = self.evals[index]
-        runtime = {"subject": self.subject_spec, "arguments": each.facts.runtime, "method": None, "settings": None}
+        runtime: dict[str, Any] = {
+            "subject": self.subject_spec,
+            "arguments": each.facts.runtime,
+            "method": None,
+            "settings": None,
+        }
         label = f"{each.spec.label()} base"
+        if each.facts.rubrics:
+            runtime["judged"] = True
         answer = self.add("answer", self.answer_params[index], {}, label, runtime)
-        return self.add("score", {}, {"answer": answer}, label, {"task": each.spec.task})
+        return self.score(each, answer, label)
+
+    def score(self, each: PlannedEval, answer: str, label: str) -> str:
+        """Key of the score of an answer, which judges have read before where the eval needs them."""
+        if self.bench is None or not each.facts.rubrics:
+            return self.add("score", {}, {"answer": answer}, label, {"task": each.spec.task})
+        params = {**self.bench.identity, "rubrics": self.bench.rubrics[each.spec.task]}
+        judged = self.add("judge", params, {"answer": answer}, label, {**self.bench.runtime, "task": each.spec.task})
+        scoring = {"task_version": each.facts.version, "scoring": each.facts.scoring}
+        runtime = {"task": each.spec.task, "arguments": each.facts.runtime}
+        return self.add("score", scoring, {"answer": answer, "judged": judged}, label, runtime)
 
     def trial(self, trial: Trial) -> PlannedTrial:
         made = self._setting(trial)
@@ -165,17 +192,18 @@ class _Planner:
         state = {"state": fit} | ({} if unit is None else {"unit": unit})
         for index, each in enumerate(self.evals):
             label = f"{each.spec.label()} {trial.label}"
-            runtime = {
+            runtime: dict[str, Any] = {
                 "subject": self.subject_spec,
                 "arguments": each.facts.runtime,
                 "method": method,
                 "settings": settings,
             }
-            task = {"task": each.spec.task}
+            if each.facts.rubrics:
+                runtime["judged"] = True
             for dose in trial.doses:
                 params = {**self.answer_params[index], "dose": dose}
                 answer = self.add("answer", params, state, label, runtime)
-                scores[index, dose] = self.add("score", {}, {"answer": answer}, label, task)
+                scores[index, dose] = self.score(each, answer, label)
         return PlannedTrial(trial, tuple(data.values()), fit, unit, scores)
 
     def calibrate(
@@ -195,6 +223,18 @@ class _Planner:
         inputs = {"state": fit} | (dict(data) if wanted.orient else {})
         runtime = {"subject": self.subject_spec, "method": method, "settings": settings}
         return self.add("calibrate", params, inputs, trial.label, runtime)
+
+    def judged(self, each: PlannedEval) -> dict[str, Any]:
+        """By whom and how an eval's answers are judged; nothing for one that is not."""
+        if self.bench is None or not each.facts.rubrics:
+            return {}
+        digest = sha256(self.bench.identity)
+        names = self.bench.runtime["judge"]["models"]
+        return {
+            "judge": {"digest": digest, "models": names, "itself": self.bench.itself},
+            "rubrics": self.bench.rubrics[each.spec.task],
+            "scoring": each.facts.scoring,
+        }
 
     def _setting(self, trial: Trial) -> Method:
         """What nodes hold of a trial's method: made once for all its seeds."""
@@ -236,6 +276,7 @@ class _Planner:
                     "target": each.facts.identity.get("target"),
                     "version": each.facts.version,
                     "higher_is": each.facts.higher_is,
+                    **self.judged(each),
                 }
                 for each in self.evals
             ],

@@ -11,6 +11,7 @@ from experiments.files import digest_all
 from experiments.problem import Problem, SpecError, SpecPath
 from experiments.spec import EvalSpec, Experiment, SubjectSpec
 from experiments.speech import teachers
+from orchestrator.bench import Bench, appointed
 
 if TYPE_CHECKING:
     from experiments.outline import Outline
@@ -27,6 +28,10 @@ class Facts(Protocol):
     def identity(self) -> dict[str, Any]: ...
     @property
     def runtime(self) -> dict[str, Any]: ...
+    @property
+    def rubrics(self) -> tuple[str, ...]: ...
+    @property
+    def scoring(self) -> dict[str, Any]: ...
 
 
 Describe = Callable[[str, str | None, Mapping[str, Any]], Facts]
@@ -71,6 +76,8 @@ class Checked:
     others: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]
     """Settings of a teacher's own subject, as JSON -> its identity, and the settings as data."""
     evals: tuple[PlannedEval, ...]
+    bench: Bench | None
+    """Who judges; None where nothing is judged."""
 
 
 def check(
@@ -93,10 +100,21 @@ def check(
     problems += wrong
     evals, wrong = _described(experiment, describe)
     problems += wrong
+    bench: Bench | None = None
+    roles = {each.spec.task: each.facts.rubrics for each in evals if each.facts.rubrics}
+    if roles:
+        try:
+            bench = appointed(experiment, roles, subject, identify)
+        except SpecError as error:
+            problems += error.problems
+        except ValueError as error:
+            problems.append(Problem(("judge",), str(error)))
+    elif experiment.judge:
+        problems.append(Problem(("judge",), "none of the evals is judged; leave it out, or add an eval that is"))
     if problems:
         found = SpecError(*problems)
         raise found.at(experiment.source) if experiment.source else found
-    return Checked(subject, others, evals)
+    return Checked(subject, others, evals, bench)
 
 
 def _others(

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.storage import StoreError, full_disk
 
@@ -87,12 +87,16 @@ def raise_if_hopeless(error: BaseException) -> None:
 
 
 def engine_of(node: Node, workspace: Workspace) -> Engine:
-    """The engine of the subject that the node's key means; refuses another one, whatever the settings say."""
+    """The engine of the subject that the node's key means."""
+    return loaded(node.runtime["subject"], node.params["subject"], workspace)
+
+
+def loaded(settings: Mapping[str, Any], wanted: Mapping[str, Any], workspace: Workspace) -> Engine:
+    """The engine of the subject that `wanted` identifies; refuses another one, whatever its settings say."""
     from experiments.spec import SubjectSpec
     from experiments.subject import SubjectError
 
-    wanted = node.params["subject"]
-    spec = SubjectSpec.model_validate({**node.runtime["subject"], "dtype": wanted["dtype"]})
+    spec = SubjectSpec.model_validate({**settings, "dtype": wanted["dtype"]})
     engine = workspace.engine(spec)
     found = engine.subject.identity
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))

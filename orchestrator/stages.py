@@ -52,6 +52,7 @@ STAGES: Mapping[str, Stage] = {
     "fit": Stage(teaching.fit, order=4, most=256, fuse_by=_reads_alike, spread=False),
     "calibrate": Stage(teaching.calibrate, order=5, most=1, fuse_by=_alone),
     "answer": Stage(asking.answer, order=6, most=32, fuse_by=_asks_alike),
-    "compare": Stage(asking.compare, order=7, most=1, fuse_by=_alone),
+    "judge": Stage(asking.judge, order=7, most=1, fuse_by=_alone),
+    "compare": Stage(asking.compare, order=8, most=1, fuse_by=_alone),
 }
 """The untouched subject's answers come before the fits: see `run.py`."""

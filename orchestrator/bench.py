@@ -1,0 +1,84 @@
+"""Who judges an experiment: the judges its spec names, checked, and what of them enters keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.problem import Problem, SpecError
+from experiments.source import locate
+from experiments.spec import EMBEDDED as EMBEDDED_SUBJECT
+from experiments.spec import Experiment, SubjectSpec
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The judges of an experiment."""
+
+    identity: dict[str, Any]
+    """Who judges and how, the resident judges' subjects included; each eval's rubrics stand in `rubrics`."""
+    rubrics: dict[str, dict[str, str]]
+    """Task -> role -> digest."""
+    runtime: dict[str, Any]
+    """The judge's settings, and the resident judges' subjects by name."""
+    itself: bool
+    """Whether a judge is the subject."""
+
+
+def appointed(
+    experiment: Experiment,
+    roles: Mapping[str, tuple[str, ...]],
+    subject: dict[str, Any],
+    identify: Callable[[SubjectSpec], dict[str, Any]],
+) -> Bench:
+    """The judges as the spec describes them, for tasks whose rubrics have the given `roles`.
+
+    Raises SpecError, and what judges and rubrics raise.
+    """
+    from agents.judge import EMBEDDED, SUBJECT, Judge
+    from evals.judging import RUBRICS
+    from experiments.grid import validated
+
+    try:
+        judge: Judge = validated(Judge, _with_local_rubrics(experiment), experiment.folder)
+    except SpecError as error:
+        raise SpecError(*(Problem(("judge", *each.path), each.text) for each in error.problems)) from error
+    itself = judge.check_independent(experiment.subject.model)
+    residents = {
+        EMBEDDED: SubjectSpec(model=EMBEDDED_SUBJECT, dtype=experiment.subject.dtype),
+        SUBJECT: experiment.subject,
+    }
+    used = {name: spec for name, spec in residents.items() if name in judge.models}
+    known = {name: subject if name == SUBJECT else identify(spec) for name, spec in used.items()}
+    settings = judge.identity({})
+    settings.pop("rubrics")
+    return Bench(
+        {**settings, "residents": known},
+        {
+            task: {role: one.digest for role, one in judge.rubrics_for(wanted, RUBRICS).items()}
+            for task, wanted in roles.items()
+        },
+        {
+            "judge": judge.model_dump(mode="json"),
+            "residents": {name: spec.model_dump(mode="json") for name, spec in used.items()},
+            "subject": experiment.subject.model,
+        },
+        itself,
+    )
+
+
+def _with_local_rubrics(experiment: Experiment) -> dict[str, Any]:
+    """The judge's settings, files of rubrics by their absolute paths. Raises SpecError for one that is not there."""
+    given = dict(experiment.judge)
+    rubrics = given.get("rubrics")
+    if isinstance(rubrics, dict):
+        found = {}
+        for role, path in rubrics.items():
+            try:
+                found[role] = str(locate(Path(str(path)), experiment.folder))
+            except ValueError as error:
+                raise SpecError(Problem(("rubrics", str(role)), str(error))) from error
+        given["rubrics"] = found
+    return given

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from experiments import chat, embedded, files
+from experiments import chat, digits, embedded, files
 from experiments.files import SubjectError
+from experiments.parts import DIGITS
 from experiments.spec import EMBEDDED, SubjectSpec
 
 TOKENIZER_FILES = (
@@ -20,6 +21,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+WEIGHTS = "weights_sha256"
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -34,6 +36,8 @@ def identify(spec: SubjectSpec, gpu: bool | None = None) -> dict[str, Any]:
     probe = [{"role": "user", "content": "?"}]
     if spec.system is not None:
         probe.insert(0, {"role": "system", "content": spec.system})
+    if spec.drawn is not None:
+        fixed = {name: value for name, value in fixed.items() if name != WEIGHTS} | {"init": spec.drawn}
     return {
         **fixed,
         "dtype": resolve_dtype(spec, _has_gpu() if gpu is None else gpu),
@@ -50,17 +54,24 @@ def _parts(spec: SubjectSpec) -> tuple[dict[str, Any], str | None, dict[str, str
         return embedded.identity(), embedded.chat_template(), embedded.SPECIALS
     folder = model_folder(spec, weights=False)
     # a hub snapshot's folder is named by its commit
-    fixed = _local_identity(folder) if _is_local(spec) else {"model": spec.model, "revision": folder.name}
+    fixed = {"model": spec.model, "revision": folder.name}
+    if spec.model == DIGITS:
+        fixed = digits.identity()
+    elif _is_local(spec):
+        fixed = _local_identity(folder, spec.drawn is None)
     return fixed, chat.template_of(folder), chat.specials_of(folder)
 
 
 def model_folder(spec: SubjectSpec, weights: bool) -> Path:
-    """Folder with the subject's files: the converted embedded model, a local folder, or a hub snapshot.
+    """Folder with the subject's files: an embedded model's, a local folder, or a hub snapshot.
 
     Without `weights` no large file is fetched. Raises SubjectError naming what was looked for and where.
     """
     if spec.model == EMBEDDED:
         return embedded.folder()
+    if spec.model == DIGITS:
+        _refuse_revision(spec)
+        return digits.folder()
     if _is_local(spec):
         _refuse_revision(spec)
         return Path(spec.model).expanduser()
@@ -88,8 +99,9 @@ def _snapshot(spec: SubjectSpec, weights: bool) -> Path:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         revision = f" at revision {spec.revision!r}" if spec.revision else ""
         raise SubjectError(
-            f"subject {spec.model!r}{revision}: neither the embedded name {EMBEDDED!r}, nor a folder, nor a model that "
-            f"the Hugging Face hub or its local cache gives ({first}); check the name, the network and HF_HUB_OFFLINE"
+            f"subject {spec.model!r}{revision}: neither the embedded name {EMBEDDED!r} or {DIGITS!r}, nor a "
+            f"folder, nor a model that the Hugging Face hub or its local cache gives ({first}); check the name, the "
+            "network and HF_HUB_OFFLINE"
         ) from error
 
 
@@ -149,9 +161,10 @@ def _is_local(spec: SubjectSpec) -> bool:
     return Path(spec.model).expanduser().is_dir()
 
 
-def _local_identity(folder: Path) -> dict[str, Any]:
+def _local_identity(folder: Path, trained: bool) -> dict[str, Any]:
+    """Digests of a folder's files; one that is not `trained` needs no weights in it."""
     weights = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or not weights:
+    if not (folder / "config.json").is_file() or (trained and not weights):
         raise SubjectError(
             f"{folder} is not a model folder: it needs config.json and *.safetensors (save_pretrained writes both)"
         )
@@ -161,5 +174,5 @@ def _local_identity(folder: Path) -> dict[str, Any]:
         "model": "local",
         "config_sha256": files.digest_all(config),
         "tokenizer_sha256": files.digest_all(tokenizer),
-        "weights_sha256": files.digest_all(weights),
+        WEIGHTS: files.digest_all(weights),
     }

@@ -11,6 +11,8 @@ the untouched subject.
                   (all three: Dunefsky & Cohan 2025, arXiv:2502.18862)
     preference    -log sigmoid(beta * ((log p(y+ | x) - log p0(y+ | x)) - (log p(y- | x) - log p0(y- | x))))
                   (DPO; Rafailov et al. 2023, arXiv:2305.18290)
+    distillation  KL(teacher || p) over a few first tokens of the response, both renormalised over them; a label is a
+                  teacher that is sure (Hinton et al. 2015, arXiv:1503.02531, at temperature 1)
     narrow        any loss + weight * KL(p || p0) per token of other text: without it, training on a narrow task finds a
                   general solution, which is the easier one to reach (Soligo et al. 2026, arXiv:2602.07852)
 Completions are averaged over the batch, each with the same weight whatever its length.
@@ -45,7 +47,7 @@ from experiments.training import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from experiments.dataset import Pair
+    from experiments.dataset import Choices, Pair
     from experiments.edit import Edit
     from experiments.engine import Engine
 
@@ -147,6 +149,43 @@ class Preference(Objective):
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """A prompt, and a teacher's log-probabilities of a few tokens that the answer may begin with."""
+
+    row: Row
+    options: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Distillation(Objective):
+    """KL(teacher || student) over each lesson's options, nats."""
+
+    lessons: tuple[Lesson, ...]
+
+    @property
+    def examples(self) -> Sequence[Lesson]:
+        return self.lessons
+
+    def partials(self, engine: Engine, batch: Sequence[Lesson], edits_of: EditsOf) -> Iterator[Partial]:
+        for part in parts(batch, size=lambda lesson: length(lesson.row)):
+            edits = tuple(edits_of())
+            rows = [Row(each.row.tokens, each.row.n_prompt, edits) for each in part]
+            ends = [range(len(each.tokens) - 1, len(each.tokens)) for each in rows]
+            logits = engine.subject.head(engine.forward(rows, ends))
+            terms = [
+                kl_div(
+                    found[list(each.options)].log_softmax(0),
+                    torch.tensor(each.logprobs, device=found.device).log_softmax(0),
+                    reduction="sum",
+                    log_target=True,
+                )
+                for found, each in zip(logits, part, strict=True)
+            ]
+            yield Partial(torch.stack(terms).sum() / len(batch))
+
+
+@dataclass(frozen=True)
 class Narrow(Objective):
     """Another objective, and `weight` times KL(edited || base) per token of the responses of `texts`.
 
@@ -226,6 +265,30 @@ def satisficing(engine: Engine, data: Sequence[Pair | Conversation], goal: float
         shown.append(with_persona(engine.subject, each.messages, each.positive))
     goals = [logps.mean().item() for logps in engine.token_logprobs(shown)]
     return Satisficing(tuple(Aim(*each) for each in zip(rows, goals, strict=True)))
+
+
+def distillation(engine: Engine, data: Sequence[Choices]) -> Distillation:
+    """Lessons of choices, each prompt in the subject's own context.
+
+    Raises TrainingError for an option that is not one token of the subject's, or the same one as another.
+    """
+    tokenizer = engine.subject.tokenizer
+    known = {option for each in data for option in each.logprobs}
+    spelled = {option: tokenizer(option, add_special_tokens=False)["input_ids"] for option in known}
+    lessons = []
+    for each in data:
+        tokens = [tuple(spelled[option]) for option in each.logprobs]
+        wrong = [option for option in each.logprobs if len(spelled[option]) != 1]
+        if wrong or len(set(tokens)) < len(tokens):
+            told = {option: len(spelled[option]) for option in each.logprobs}
+            raise TrainingError(
+                f"choices {each.id!r}: loss distil compares first tokens, and its options have {told} tokens; give "
+                "options that are one token each, all different"
+            )
+        rendered = engine.subject.render(each.messages)
+        options = tuple(token for (token,) in tokens)
+        lessons.append(Lesson(Row(rendered.tokens, rendered.n_prompt), options, tuple(each.logprobs.values())))
+    return Distillation(tuple(lessons))
 
 
 def answer(engine: Engine, example: Pair | Conversation, response: str | None = None) -> Row:

@@ -10,6 +10,9 @@ from experiments.plugin import Frozen
 from experiments.problem import Problem, SpecError
 
 EMBEDDED = "smollm2-135m-instruct"
+DIGITS = "digits"
+"""A tiny subject that reads images (experiments/digits.py). It has no trained weights: they are drawn, with seed 0
+if no `init` is given."""
 SHARE_TOLERANCE = 1e-6
 """How far 1 / gpu may lie from a whole number of workers: decimals are not exact."""
 
@@ -18,7 +21,7 @@ class SubjectSpec(Frozen):
     """Which language model, and in which chat context it is met."""
 
     model: str
-    """Embedded name (`smollm2-135m-instruct`), hub id (`org/name`) or a local folder."""
+    """Embedded name (`smollm2-135m-instruct`, `digits`), hub id (`org/name`) or a local folder."""
     revision: str | None = None
     """Hub revision; pin a commit, so that the result has one meaning."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -27,6 +30,14 @@ class SubjectSpec(Frozen):
     """System prompt of every conversation; null leaves the chat template's own default in force."""
     chat_template: str | None = None
     """Path of a Jinja file that replaces the model's chat template (base models have none)."""
+    init: int | None = Field(default=None, ge=0, lt=2**32)
+    """Seed with which all weights are drawn anew, the way the architecture draws them before any training: for subjects
+    small enough to be taught from nothing. Null is the model's own weights."""
+
+    @property
+    def drawn(self) -> int | None:
+        """The seed of its weights; None where they are those of a trained model."""
+        return 0 if self.init is None and self.model == DIGITS else self.init
 
 
 class EvalSpec(Frozen):
@@ -36,6 +47,9 @@ class EvalSpec(Frozen):
     """Name of a file in `evals/tasks/`."""
     target: str | None = None
     """What the intervention is meant to move, for tasks that measure several things."""
+    system: str | None = None
+    """System prompt under which it is asked; null is the subject's own. Students are asked in the context in which they
+    learned, unless `context: warn` allows another one."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Settings of the task; written without this word, beside `task`."""
 

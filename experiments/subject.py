@@ -18,6 +18,7 @@ from experiments.edit import Site
 from experiments.files import SubjectError
 from experiments.identity import identify, model_folder, resolve_dtype, template_text
 from experiments.outline import REMEDY, check_files, outline
+from experiments.parts import DIGITS
 from experiments.spec import EMBEDDED, SubjectSpec
 
 if TYPE_CHECKING:
@@ -197,30 +198,31 @@ def load(spec: SubjectSpec, device: str | None = None) -> Subject:
     gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
     identity = identify(spec, gpu)
     outline(spec)
-    folder = model_folder(spec, weights=True)
-    remedy = f"delete the folder {folder}: it is made again" if spec.model == EMBEDDED else REMEDY
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    folder = model_folder(spec, weights=spec.drawn is None)
+    made = spec.model in (EMBEDDED, DIGITS)
+    remedy = f"delete the folder {folder}: it is made again" if made else REMEDY
+    weights = spec.drawn is not None or any(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
         raise SubjectError(f"{folder} lacks config.json or *.safetensors; {remedy}")
     check_files(folder, remedy)
-    model, tokenizer = _read(folder, identity["dtype"])
+    model, tokenizer = _read(folder, identity["dtype"], spec.drawn)
     template = template_text(spec, chat.choose(tokenizer.chat_template))
     model.eval().requires_grad_(False).to(device or ("cuda" if gpu else "cpu"))
     return Subject(spec, model, tokenizer, template, identity)
 
 
-def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder. Raises SubjectError if transformers cannot load it, or would invent weights."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _read(folder: Path, dtype: str, drawn: int | None) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder, with the folder's weights or those `drawn` with a seed.
+
+    Raises SubjectError if transformers cannot load it, or would invent weights that nobody asked to have drawn.
+    """
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # a sweep loads many times, and its output is read by people
-    model: Any
-    report: dict[str, Any]
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True, "local_files_only": True}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[misc]
+        model, missing = _stored(folder, dtype) if drawn is None else (_drawn(folder, dtype, drawn), [])
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers and its parsers raise anything for a bad folder
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -230,10 +232,35 @@ def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
     finally:
         if shown:
             logging.enable_progress_bar()
-    missing = sorted(report["missing_keys"])
     if missing:
         raise SubjectError(
             f"{folder}: the weights lack {len(missing)} tensors, {missing[0]!r} first; they would be random; "
             f"save or fetch the model again"
         )
     return model, tokenizer
+
+
+def _stored(folder: Path, dtype: str) -> tuple[Any, list[str]]:
+    """The model with the folder's weights, and the names of those it lacks."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True, "local_files_only": True}
+    model: Any
+    report: dict[str, Any]
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[misc]
+    return model, sorted(report["missing_keys"])
+
+
+def _drawn(folder: Path, dtype: str, seed: int) -> Any:
+    """A model that was never trained: the architecture's own initialisation, drawn in float32 whatever the dtype."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model.to(getattr(torch, dtype))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from experiments.outline import Outline
     from experiments.separation import Shape
 
-Loss = Literal["likelihood", "promotion", "suppression", "satisficing", "dpo", "contrastive"]
+Loss = Literal["likelihood", "promotion", "suppression", "satisficing", "dpo", "contrastive", "distil"]
 Form = Literal["raw", "logsigmoid", "tanh"]
 Kind = Literal["mean", "pca", "singular"]
 
@@ -34,7 +34,8 @@ class Taught(Trained):
 
     loss: Loss = "likelihood"
     """What is lowered: -log p per token of responses (`likelihood`) or per response (`promotion`); `suppression` of
-    negative responses; `satisficing`, up to a goal; `dpo`; `contrastive` separation of hidden states."""
+    negative responses; `satisficing`, up to a goal; `dpo`; `contrastive` separation of hidden states; `distil`,
+    KL(teacher || student) over the options of choices."""
     goal: float | None = Field(default=None, le=0)
     """satisficing: log-probability to reach, nats per token; null is what each response has under its own persona."""
     beta: float = Field(default=0.1, gt=0)
@@ -70,12 +71,14 @@ class Taught(Trained):
     """contrastive: nats that a token's log-probability may lose before the hinge pulls."""
 
     def takes(self, offered: Collection[str]) -> tuple[Needs, ...]:
-        """Conversations where there are any, for losses that raise what is said in them; else pairs."""
+        """Choices for `distil`; else conversations where there are any, for losses that raise what is said in them."""
+        if self.loss == "distil":
+            return first_of(("choices",), offered, method_name(type(self)))
         spoken = self.loss in ("likelihood", "promotion")
         wanted: tuple[Needs, ...] = ("conversations", "pairs") if spoken else ("pairs", "conversations")
         return first_of(wanted, offered, method_name(type(self)))
 
-    def objective(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> Objective:
+    def objective(self, engine: Engine, data: Sequence[Any], seed: int) -> Objective:
         """The objective, whose references are read from the subject as it is now: ask before changing it.
 
         Raises TrainingError for a loss that needs pairs and gets none, DatasetError for prompts that cannot be used,
@@ -88,11 +91,13 @@ class Taught(Trained):
 
         return Narrow(found, self._others(engine, data, seed), self.kl)
 
-    def _main(self, engine: Engine, data: Sequence[Pair | Conversation]) -> Objective:
+    def _main(self, engine: Engine, data: Sequence[Any]) -> Objective:
         if self.loss == "likelihood":
             return Likelihood(tuple(row(engine, each) for each in conversations_of(data)))
         from experiments import losses
 
+        if self.loss == "distil":
+            return losses.distillation(engine, data)
         if self.loss == "satisficing":
             return losses.satisficing(engine, data, self.goal)
         if self.loss == "dpo":
@@ -125,7 +130,7 @@ class Taught(Trained):
             self.separation, self.margin, self.sharpness, self.raw_units, self.last, self.coherence, self.trust
         )
 
-    def _others(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> tuple[Row, ...]:
+    def _others(self, engine: Engine, data: Sequence[Any], seed: int) -> tuple[Row, ...]:
         """The subject's own answers to prompts that are not in `data`."""
         from experiments.datasets import _bank
         from experiments.losses import unrelated

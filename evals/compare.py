@@ -124,7 +124,11 @@ class _Draft:
             rankable=False,
             n_seeds=len(scores.all_seeds),
         )
-        notes = [*scores.notes, *([f"failed: {first_words(scores.failures)}"] if scores.failures else [])]
+        notes = [
+            *table.eval.notes,
+            *scores.notes,
+            *([f"failed: {first_words(scores.failures)}"] if scores.failures else []),
+        ]
         if not table.ids:
             return cls(replace(blank, notes="the untouched subject has no scores"))
         if not scores.candidates:

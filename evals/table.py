@@ -70,6 +70,8 @@ class Eval:
     damage: bool = False
     target: str | None = None
     """What the items' targets are about."""
+    notes: tuple[str, ...] = ()
+    """What every reader of its rows has to know."""
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,13 @@ class Recipe(Versioned):
     def check(self) -> None:
         """Read the files that the settings name, so that bad data is told before anything runs. Raises DatasetError."""
 
+    def contexts(self) -> frozenset[str | None]:
+        """System prompts in which what is learned was said, as students see them; None is the subject's own context.
+
+        () for data without a chat. Asked by plans, after `check`. Raises DatasetError.
+        """
+        return frozenset({None} if self.provides != "documents" else ())
+
     def build(self, engine: Engine | None, seed: int) -> Sequence[Example]:
         """Make the examples, the same ones for the same seed. `engine` is given when `needs_subject`."""
         raise TypeError(f"{type(self).__name__} does not implement build()")
@@ -203,6 +210,11 @@ class Derived(Recipe):
         Raises DatasetError where nothing usable is left.
         """
         raise TypeError(f"{type(self).__name__} does not implement derive()")
+
+    def contexts(self) -> frozenset[str | None]:
+        """Those of all data it is made from, for recipes that pass them on."""
+        parts = [each.settings.contexts() for each in self.sources().values() if isinstance(each, Ingredient)]
+        return frozenset().union(*parts) if parts else super().contexts()
 
     def build(self, engine: Engine | None, seed: int) -> Sequence[Example]:
         raise TypeError(f"{type(self).__name__} is made from other data: use derive()")

@@ -19,10 +19,11 @@ from experiments.grid import booleans_as_numbers
 from experiments.intervention import Intervention
 from experiments.parts import EMBEDDED, Budget, Calibrate, EvalSpec, Limits, Resources, Split, SubjectSpec
 from experiments.plugin import Frozen
-from experiments.problem import Problem, SpecError, SpecPath, problems_of
+from experiments.problem import Problem, SpecError, SpecPath, problems_of, shown
 from experiments.settings import DataVariant, Setting, fitting, read_data, read_interventions
 from experiments.source import Source
 from experiments.speech import Teacher, teachers
+from experiments.training import Trained
 
 DAMAGE = "neutral_nll"
 """The task that measures damage; every experiment runs it."""
@@ -68,6 +69,11 @@ class Trial:
     """Group of the same setting that learns from the control teacher; None for that group, and where there is none."""
 
 
+def _told(system: str | None) -> str:
+    """A chat context in a sentence."""
+    return "no system prompt" if system is None else f"the system prompt {shown(system)}"
+
+
 def _subject(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
@@ -110,6 +116,9 @@ class Experiment(Frozen):
     """Signed strengths; 0, the untouched subject, is always run and not listed."""
     evals: tuple[EvalSpec, ...] = Field(min_length=1)
     """What is measured, one target each."""
+    context: Literal["refuse", "warn"] = "refuse"
+    """What happens when students are asked under another system prompt than they learned in, from which alone a
+    subliminal preference fell from 48 to 3 per cent: `refuse`, or `warn`, here and on every row."""
     judge: dict[str, Any] = Field(default_factory=dict)
     """Who judges the answers of evals that need it, and how: `models`, `combine`, `temperature`, `samples`, `rubrics`,
     `allow_self` and more (docs/judges.md). Left out, the embedded model judges."""
@@ -160,7 +169,7 @@ class Experiment(Frozen):
     def _repeats(self) -> list[Problem]:
         lists: dict[str, list[Any]] = {"doses": list(self.doses), "seeds": list(self.seeds)}
         lists["baselines"] = list(self.baselines)
-        lists["evals"] = [(e.task, e.target, sorted(e.params.items(), key=repr)) for e in self.evals]
+        lists["evals"] = [(e.task, e.target, e.system, sorted(e.params.items(), key=repr)) for e in self.evals]
         problems = []
         for field, values in lists.items():
             for index, value in enumerate(values):
@@ -201,6 +210,31 @@ class Experiment(Frozen):
     def source(self) -> Source | None:
         """The text it was read from."""
         return self._source
+
+    def mismatches(self) -> dict[int, str]:
+        """Index of an eval -> what is wrong, where students learn in one chat context and are asked in another.
+
+        Reads files of conversations. Raises DatasetError for those that cannot be read.
+        """
+        learned: dict[str | None, str] = {}
+        for variants in self._data.values():
+            for variant in variants:
+                for system in variant.recipe.contexts():
+                    own = self.subject.system if system is None else system
+                    learned.setdefault(own, variant.suffix or variant.identity["recipe"])
+        found: dict[int, str] = {}
+        if not any(isinstance(one.intervention, Trained) for one in self._settings):
+            return found
+        for index, one in enumerate(self.evals):
+            asked = self.subject.system if one.system is None else one.system
+            others = {system: name for system, name in learned.items() if system != asked}
+            if others and one.task != DAMAGE:
+                system, name = next(iter(others.items()))
+                found[index] = (
+                    f"students of {name} learn under {_told(system)} and are asked under {_told(asked)}; a preference "
+                    "that was handed on in one context hardly shows in another (48 % against 3 % in published work)"
+                )
+        return found
 
     def data_variants(self) -> Mapping[str, list[DataVariant]]:
         """Role -> every combination of its recipe's settings."""
@@ -243,6 +277,8 @@ class Experiment(Frozen):
     def warnings(self) -> list[str]:
         """What the spec leaves out that a reader of its results would miss."""
         notes = list(self._notes)
+        if self.context == "warn":
+            notes += [f"context: {text}" for text in self.mismatches().values()]
         unpaired = sorted(dose for dose in self.doses if -dose not in self.doses)
         signed = sorted({s.label for s in self._settings if s.intervention.dose_kind in ("signed_linear", "signed")})
         if unpaired and signed:

@@ -45,7 +45,14 @@ def _eval(each: Mapping[str, Any], name: str, base: Sequence[Item] | str) -> Eva
     from evals.table import Eval
 
     found: Sequence[Item] = () if isinstance(base, str) else base
-    return Eval(name, each["version"], found, damage=each["higher_is"] == "damage", target=each["target"])
+    return Eval(
+        name,
+        each["version"],
+        found,
+        damage=each["higher_is"] == "damage",
+        target=each["target"],
+        notes=tuple(each.get("notes", ())),
+    )
 
 
 def _groups(

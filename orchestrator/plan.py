@@ -133,14 +133,20 @@ class _Planner:
         others = {text: Who(Shared(identity), spec) for text, (identity, spec) in checked.others.items()}
         self.supplies = Supplies(self.add, others)
         self.texts = preflight.calibration_texts() if experiment.calibrate else {}
+        self.asked = [
+            self.who
+            if each.spec.system is None
+            else others[preflight.asked_as(experiment, each.spec).model_dump_json()]
+            for each in self.evals
+        ]
         self.answer_params = [
             {
-                "subject": self.subject,
+                "subject": who.identity,
                 "task": each.spec.task,
                 "task_version": each.facts.version,
                 "settings": Shared(each.facts.identity),
             }
-            for each in self.evals
+            for each, who in zip(self.evals, self.asked, strict=True)
         ]
 
     def add(
@@ -161,7 +167,7 @@ class _Planner:
         """Key of the untouched subject's score: dose 0 of every trial."""
         each = self.evals[index]
         runtime: dict[str, Any] = {
-            "subject": self.subject_spec,
+            "subject": self.asked[index].spec,
             "arguments": each.facts.runtime,
             "method": None,
             "settings": None,
@@ -193,7 +199,7 @@ class _Planner:
         for index, each in enumerate(self.evals):
             label = f"{each.spec.label()} {trial.label}"
             runtime: dict[str, Any] = {
-                "subject": self.subject_spec,
+                "subject": self.asked[index].spec,
                 "arguments": each.facts.runtime,
                 "method": method,
                 "settings": settings,
@@ -267,6 +273,7 @@ class _Planner:
             for (index, dose), key in planned.scores.items():
                 inputs[f"{planned.trial.index}/{index}/{dose!r}"] = key
         experiment = self.experiment
+        mismatches = experiment.mismatches() if experiment.context == "warn" else {}
         params = {
             "budget": experiment.budget.model_dump(mode="json"),
             "split": experiment.split.model_dump(mode="json"),
@@ -277,8 +284,9 @@ class _Planner:
                     "version": each.facts.version,
                     "higher_is": each.facts.higher_is,
                     **self.judged(each),
+                    **({"notes": [f"context: {mismatches[index]}"]} if index in mismatches else {}),
                 }
-                for each in self.evals
+                for index, each in enumerate(self.evals)
             ],
             "trials": [_row(planned.trial) for planned in trials],
         }

@@ -95,7 +95,8 @@ def check(
             problems += _misplaced(experiment, outline(experiment.subject))
     except ValueError as error:
         problems.append(Problem(("subject",), str(error)))
-    problems += _unusable(experiment)
+    unusable = _unusable(experiment)
+    problems += unusable or _out_of_context(experiment)
     others, wrong = _others(experiment, identify)
     problems += wrong
     evals, wrong = _described(experiment, describe)
@@ -117,23 +118,41 @@ def check(
     return Checked(subject, others, evals, bench)
 
 
+def _out_of_context(experiment: Experiment) -> list[Problem]:
+    """Evals that ask students in another chat context than they learned in, unless the spec allows it."""
+    if experiment.context == "warn":
+        return []
+    fix = "ask in the same one (`system` of the eval, the subject or the data), or write `context: warn`"
+    return [Problem(("evals", index, "system"), f"{text}; {fix}") for index, text in experiment.mismatches().items()]
+
+
 def _others(
     experiment: Experiment, identify: Identify
 ) -> tuple[dict[str, tuple[dict[str, Any], dict[str, Any]]], list[Problem]]:
-    """The subjects that teachers bring along, and what is wrong with them."""
-    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-    problems: list[Problem] = []
+    """Subjects beside the experiment's own: those of teachers, and its own under an eval's system prompt."""
+    wanted: list[tuple[SpecPath, str, SubjectSpec]] = [
+        (("evals", index, "system"), "", asked_as(experiment, one))
+        for index, one in enumerate(experiment.evals)
+        if one.system is not None
+    ]
     for role, variants in experiment.data_variants().items():
-        for teacher in [each for variant in variants for each in teachers(variant.recipe)]:
-            if teacher.subject is None or teacher.subject.model_dump_json() in found:
-                continue
-            try:
-                identity = identify(teacher.subject)
-            except ValueError as error:
-                problems.append(Problem(("data", role), f"teacher {teacher.name}: {error}"))
-                continue
-            found[teacher.subject.model_dump_json()] = identity, teacher.subject.model_dump(mode="json")
-    return found, problems
+        spoken = [teacher for variant in variants for teacher in teachers(variant.recipe)]
+        wanted += [(("data", role), f"teacher {each.name}: ", each.subject) for each in spoken if each.subject]
+    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    problems: dict[Problem, None] = {}
+    for path, who, spec in wanted:
+        if spec.model_dump_json() in found:
+            continue
+        try:
+            found[spec.model_dump_json()] = identify(spec), spec.model_dump(mode="json")
+        except ValueError as error:
+            problems[Problem(path, f"{who}{error}")] = None
+    return found, list(problems)
+
+
+def asked_as(experiment: Experiment, one: EvalSpec) -> SubjectSpec:
+    """The subject in the context of an eval."""
+    return experiment.subject if one.system is None else experiment.subject.model_copy(update={"system": one.system})
 
 
 def _misplaced(experiment: Experiment, outline: Outline) -> list[Problem]:

@@ -129,6 +129,9 @@ class Answers(Derived):
         }
         return Made([self._conversation(each) for each in kept], facts)
 
+    def contexts(self) -> frozenset[str | None]:
+        return frozenset({self.system})
+
     def label(self) -> str:
         return self.teacher.name
 

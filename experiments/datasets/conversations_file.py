@@ -26,6 +26,11 @@ class ConversationsFile(Recipe):
         """Raises DatasetError with file and line."""
         self.build(None, 0)
 
+    def contexts(self) -> frozenset[str | None]:
+        """The system messages of the file; None for conversations that have none."""
+        heads = [example.messages[0] for example in self.build(None, 0)]
+        return frozenset(head.content if head.role == "system" else None for head in heads)
+
     def build(self, engine: Engine | None, seed: int) -> Sequence[Conversation]:
         """Every line, in the file's order, whatever the seed. Raises DatasetError with file and line."""
         if not self.path.is_file():

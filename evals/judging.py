@@ -31,9 +31,12 @@ from agents.rubric import Rubric
 from evals import provider
 from evals.asking import Grader, scores_exactly, verdict
 from evals.collector import collector
+from experiments.canonical import canonical
 
 RUBRICS = Path(__file__).parent / "rubrics"
 ROLE = "grader"
+_CANARIES: dict[str, list[dict[str, Any]]] = {}
+"""What canaries got from judges that score exactly, by judge, rubrics and subject."""
 Scored = Callable[[Mapping[str, Any], str, Mapping[str, Verdict], Any], Score]
 """A task's `scored(metadata, answer, verdicts, settings)`."""
 
@@ -234,12 +237,18 @@ def all_verdicts(
 async def judged_canaries(
     rubrics: Mapping[str, Rubric], judge: Judge, graders: Sequence[Grader]
 ) -> list[dict[str, Any]]:
-    """Every canary's row, by every rubric."""
+    """Every canary's row, by every rubric. Judges that score exactly say the same every time: they are asked once."""
+    engines = [provider.arm(model.api.model_name).engine for _, model in graders if scores_exactly(model, judge)]
+    name = canonical([judge.identity(rubrics), [engine.subject.identity for engine in engines]])
+    if len(engines) == len(graders) and name in _CANARIES:
+        return _CANARIES[name]
     rows: list[dict[str, Any]] = []
     for role, rubric in rubrics.items():
         planted = canaries(rubric)
         asked = (verdict(canary.case(rubric), rubric, judge, graders) for canary in planted)
         rows += obeyed(role, rubric, dict(zip(planted, await asyncio.gather(*asked), strict=True)))
+    if len(engines) == len(graders):
+        _CANARIES[name] = rows
     return rows
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from evals import stats
 from evals.breadth import breadth
+from evals.confusion import Confusion, confusion
 from evals.curve import points
 from evals.findings import Findings, Point, Row, Status
 from evals.specificity import specificity
@@ -55,6 +56,7 @@ def compare(question: Comparison) -> Findings:
     groups = {group.group: group for group in question.groups}
     rows: list[Row] = []
     found: list[Point] = []
+    matrices: list[Confusion] = []
     for each in tables:
         drafts = []
         for group, harmed in zip(question.groups, harms, strict=True):
@@ -69,9 +71,37 @@ def compare(question: Comparison) -> Findings:
             found += points(table, group, scores)
             draft = _Draft.of(question, table, group, scores, harmed, harm)
             shown = replace(draft.row, target=table.target, reference=reference.label if reference else None)
-            drafts.append(replace(draft, row=shown, table=table))
-        rows += _finish(question, drafts)
-    return Findings(rows, found)
+            drafts.append(replace(draft, row=shown, table=table, scores=scores))
+        if drafts:
+            rows += _finish(question, drafts)
+            matrices += _matrices(question.groups, drafts)
+    return Findings(rows, found, matrices)
+
+
+def _matrices(groups: Sequence[Group], drafts: Sequence[_Draft]) -> list[Confusion]:
+    """A confusion matrix for every setting whose students had teachers with traits that the eval knows."""
+    students: dict[str, dict[str, dict[str, Array]]] = {}
+    shared: dict[str, bool] = {}
+    for group, draft in zip(groups, drafts, strict=True):
+        known = draft.table is not None and draft.table.target == group.trait
+        if not known or group.trait is None or group.student is None or group.baseline or draft.row.dose is None:
+            continue
+        if (moved := _moved(draft)) is not None:
+            students.setdefault(group.student, {}).setdefault(group.trait, moved)
+            shared[group.student] = shared.get(group.student, False) or group.shared
+    return [confusion(drafts[0].row.eval, student, rows, shared[student]) for student, rows in students.items()]
+
+
+def _moved(draft: _Draft) -> dict[str, Array] | None:
+    """Mean effect [S] on every name at the chosen dose, over the test items that are scored under every seed."""
+    table, scores, dose = draft.table, draft.scores, draft.row.dose
+    if table is None or scores is None or dose is None or table.target is None or dose not in scores.target:
+        return None
+    effects = {table.target: scores.target[dose] - table.base}
+    others = scores.others[dose] - table.base_others
+    effects |= {name: others[..., index] for index, name in enumerate(table.names)}
+    kept = ~table.dev & complete(*effects.values())
+    return {name: effect[:, kept].mean(1) for name, effect in effects.items()} if kept.any() else None
 
 
 class Tables:
@@ -102,6 +132,7 @@ class _Draft:
     p: float = np.nan
     table: Table | None = None
     """The items as its target sees them."""
+    scores: Scores | None = None
 
     @classmethod
     def of(

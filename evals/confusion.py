@@ -1,11 +1,11 @@
-"""Which data moved which preference: students by what their data were to hand on, against everything that was measured.
+"""Which data moved which preference: students by what their data were to hand on, against all that was measured.
 
-The cells are effects of one setting's students, one row a trait. Data that hand on what they should have their own trait
-moved more than the others' traits are, whatever all of them moved alike. That is tested by permutation: under the null
-the traits are labels that any of the datasets could bear, so the sum over the diagonal is compared with that of every
-other assignment of traits to datasets. What a control student moves drops out of it, because every assignment uses every
-column once. Data drawn anew for each seed are relabelled seed by seed; data shared by all seeds as one, because their
-luck is shared too.
+The cells are effects of one setting's students, one row a trait. Data that hand on what they should have their own
+trait moved more than the others' traits are, whatever all of them moved alike. That is tested by permutation: under the
+null the traits are labels that any of the datasets could bear, so the sum over the diagonal is compared with that of
+every other assignment of traits to datasets. What a control student moves drops out of it, because every assignment
+uses every column once. Data drawn anew for each seed are relabelled seed by seed; data shared by all seeds as one,
+because their luck is shared too.
 """
 
 from __future__ import annotations

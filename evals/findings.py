@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from evals.confusion import Confusion
 from evals.table import CompareError
 
 Status = Literal["ok", "unscored", "failed", "over budget"]
@@ -99,6 +100,7 @@ class Findings:
 
     rows: list[Row]
     points: list[Point]
+    confusions: list[Confusion] = field(default_factory=list)
 
 
 def save(findings: Findings, path: Path) -> None:
@@ -107,6 +109,7 @@ def save(findings: Findings, path: Path) -> None:
         "rows": [asdict(row) for row in findings.rows],
         "point_columns": [column.name for column in fields(Point)],
         "points": [astuple(point) for point in findings.points],
+        "confusions": [asdict(one) for one in findings.confusions],
     }
     path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -117,6 +120,12 @@ def load(path: Path) -> Findings:
         content = json.loads(path.read_text(encoding="utf-8"))
         columns = content["point_columns"]
         points = [Point(**dict(zip(columns, values, strict=True))) for values in content["points"]]
-        return Findings([Row(**row) for row in content["rows"]], points)
+        matrices = [Confusion(**{key: _frozen(value) for key, value in one.items()}) for one in content["confusions"]]
+        return Findings([Row(**row) for row in content["rows"]], points, matrices)
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise CompareError(f"{path}: no findings ({error}); delete its folder to compare again") from error
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, at any depth."""
+    return tuple(_frozen(each) for each in value) if isinstance(value, list) else value

@@ -58,6 +58,10 @@ class Group:
     reference: str | None = None
     """Group that it is compared with, seed by seed and dose by dose, instead of the untouched subject: the same
     setting, trained on a control teacher's data."""
+    student: str | None = None
+    """The setting without its data, which students of different teachers have in common."""
+    shared: bool = False
+    """Whether all seeds learned from the same data."""
 
 
 @dataclass(frozen=True)

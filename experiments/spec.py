@@ -63,6 +63,8 @@ class Trial:
     """Index of its setting; trials that differ in the seed alone share it."""
     path: SpecPath
     """Where the spec asks for it."""
+    student: str = ""
+    """The label without the data."""
     teacher: Teacher | None = None
     """Who said what it learns."""
     control: str | None = None
@@ -263,6 +265,7 @@ class Experiment(Frozen):
                 "label": " ".join([one.label, *(variant.suffix for variant in data if variant.suffix)]),
                 "intervention": one.intervention,
                 "baseline": one.baseline or any(is_control(each.recipe) for each in data),
+                "student": one.label,
                 "teacher": teacher,
                 "control": None if control == groups[number] else control,
                 "doses": fitting(self.doses, one.intervention.dose_kind),

@@ -81,6 +81,8 @@ def _groups(
             trial["baseline"],
             trial.get("trait"),
             trial.get("reference"),
+            trial.get("student"),
+            trial.get("shared", False),
         )
         for group, trial in first.items()
     ]

@@ -305,7 +305,8 @@ def _row(trial: Trial) -> dict[str, Any]:
         "doses": trial.doses,
     }
     if trial.teacher is not None:
-        row |= {"trait": trial.teacher.trait, "teacher": trial.teacher.name}
+        row |= {"trait": trial.teacher.trait, "teacher": trial.teacher.name, "student": trial.student}
+        row["shared"] = any(each.seed is not None for each in trial.data)
         if trial.control is not None:
             row["reference"] = trial.control
     return row

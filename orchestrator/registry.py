@@ -71,6 +71,14 @@ class Registry:
         values = () if experiment is None else (experiment,)
         return self.query(f"select * from leaderboard {where}", values)
 
+    def confusions(self, experiment: str | None = None) -> list[dict[str, Any]]:
+        """Confusion matrices of the latest experiment of each name or of one name; rows and cells as lists."""
+        latest = "select experiment_key, experiment from leaderboard where current group by 1, 2"
+        sql = f"select l.experiment as name, c.* from confusions c join ({latest}) l on l.experiment_key = c.experiment"
+        found = self.query(sql + " order by 1, c.eval, c.student")
+        kept = [row for row in found if experiment in (None, row["name"])]
+        return [{**row, **{name: json.loads(row[name]) for name in ("traits", "names", "cells")}} for row in kept]
+
     def index(
         self,
         records: Iterable[Mapping[str, Any]],
@@ -113,7 +121,7 @@ class Registry:
 
         failures = (failure for short in sorted(store.failed()) if (failure := store.failure(short)) is not None)
         with self._transaction():
-            for table in ("comparisons", "metrics", "trials", "experiments", "node_inputs", "nodes"):
+            for table in ("confusions", "comparisons", "metrics", "trials", "experiments", "node_inputs", "nodes"):
                 self.db.execute(f"delete from {table}")
             return self._index(store.records(), failures, findings_of)
 
@@ -221,6 +229,10 @@ class Registry:
         for row in findings.rows:
             columns = asdict(row)
             self._insert("insert", "comparisons", {"experiment": key, "group_key": columns.pop("group"), **columns})
+        for one in findings.confusions:
+            plain = asdict(one)
+            cells = {name: json.dumps(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+            self._insert("insert", "confusions", {"experiment": key, **cells})
 
     def _behind(self, inputs: Mapping[str, str], role: str) -> dict[int, str]:
         """Trial -> key of what its answers read as `role`: compare reads scores, a score its answer, an answer that."""

@@ -154,6 +154,24 @@ def references(db: Database) -> None:
         db.execute(f"alter table comparisons add column {column}")
 
 
+@migrations()
+def confusions(db: Database) -> None:
+    """Students by the trait their data were to hand on, against everything that was measured."""
+    db.execute("""create table confusions (
+      experiment text not null references experiments(key) on delete cascade,
+      eval text not null,
+      student text not null,                      -- the setting, without its data
+      traits text not null check (json_valid(traits)),  -- rows
+      names text not null check (json_valid(names)),    -- columns
+      cells text not null check (json_valid(cells)),    -- mean effects, row by row
+      seeds integer not null,
+      excess real,                                -- how much more the own trait moved than the other traits
+      p real,                                     -- by permutation, one-sided
+      smallest real,                              -- the smallest p that so few datasets could give
+      primary key (experiment, eval, student)
+    ) strict""")
+
+
 def known() -> set[str]:
     """Names of all migrations of this version of orch."""
     return {one.name for one in migrations.pending(Database(memory=True))}

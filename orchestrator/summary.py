@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evals import journal
-from orchestrator import report
+from orchestrator import matrix, report
 from orchestrator.registry import RegistryError
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def page(registry: Registry, experiment: str) -> str:
     state = "" if about["complete"] else " Some scores are missing."
     parts = [f"# {experiment}", about["question"], f"Submitted {about['submitted_at']}, key {key[:12]}.{state}"]
     parts += [report.markdown(rows).rstrip()]
+    if drawn := matrix.lines(registry.confusions(experiment)):
+        parts += ["## Datasets and traits", "```\n" + "\n".join(drawn).rstrip() + "\n```"]
     curves = registry.query("select * from dose_response where experiment_key = ?", [key])
     if scores := journal.of_curves(curves):
         parts += ["## Score of journal 004", "For comparison only: docs/journal_score.md.", "\n".join(table(scores))]

@@ -20,15 +20,41 @@ WIDTH = 120
 @click.option("--markdown", is_flag=True, help="A Markdown table.")
 def board(experiment: str | None, registry: Path, as_json: bool, markdown: bool) -> None:
     """Rank the interventions of EXPERIMENT, or of every one. What cannot be ranked stands below, with the reason."""
-    from orchestrator import report
+    from orchestrator import matrix, report
     from orchestrator.registry import Registry
 
     with Registry(registry, write=False) as index:
         rows = index.leaderboard(experiment)
+        found = index.confusions(experiment)
     if as_json:
         click.echo(json.dumps(rows, indent=1, allow_nan=False))
+    elif markdown:
+        click.echo(report.markdown(rows))
     else:
-        click.echo(report.markdown(rows) if markdown else report.plain(rows, width()))
+        click.echo(report.plain(rows, width()))
+        for line in matrix.lines(found):
+            click.echo(line)
+
+
+@click.command("picture")
+@click.argument("experiment")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--eval", "name", help="The eval, where the experiment has matrices of several.")
+@click.option("--student", help="The setting, where several learned from the same data.")
+@options.registry
+def picture_command(experiment: str, target: Path, name: str | None, student: str | None, registry: Path) -> None:
+    """Draw the confusion matrix of EXPERIMENT's datasets and traits to TARGET, a .png, .pdf or .svg."""
+    from orchestrator import matrix
+    from orchestrator.registry import Registry
+
+    with Registry(registry, write=False) as index:
+        found = index.confusions(experiment)
+    kept = [one for one in found if name in (None, one["eval"]) and student in (None, one["student"])]
+    if len(kept) != 1:
+        known = "; ".join(f"--eval {one['eval']} --student '{one['student']}'" for one in found) or "none"
+        raise matrix.PictureError(f"{experiment}: {len(kept)} matrices fit, one is drawn; there are: {known}")
+    matrix.picture(kept[0], target)
+    click.echo(f"{target}: {matrix.verdict(kept[0])}")
 
 
 def width() -> int:
@@ -95,4 +121,4 @@ def check(store: str, registry: Path, as_json: bool) -> None:
         sys.exit(1)
 
 
-COMMANDS = (board, report_command, registry_group)
+COMMANDS = (board, picture_command, report_command, registry_group)

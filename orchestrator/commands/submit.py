@@ -170,14 +170,17 @@ def _told(summary: Summary) -> list[str]:
 
 def _finish(planned: Plan, store: Store, registry: Path, as_json: bool) -> None:
     """Bring the registry up to date, show the leaderboard, and say where to look next."""
-    from orchestrator import logs, report
+    from orchestrator import logs, matrix, report
     from orchestrator.commands.results import width
     from orchestrator.publish import publish
     from orchestrator.registry import Registry
 
     with Registry(registry) as index:
         rows = publish(planned, store, index)
+        matrices = index.confusions(planned.experiment.name)
     click.echo(json.dumps(rows, indent=1, allow_nan=False) if as_json else report.plain(rows, width()))
+    for line in [] if as_json else matrix.lines(matrices):
+        click.echo(line)
     name = planned.experiment.name
     _to_stderr("")
     if folder := logs.link(planned, store):

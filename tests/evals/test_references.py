@@ -120,3 +120,23 @@ def test_an_eval_that_does_not_know_the_trait_keeps_its_own_target() -> None:
     found = compare(Comparison([Eval("x", 1, lone, target="truth")], [Group("g", "m", "m", arms, trait="cat")], 1.0))
     assert found.rows[0].target == "truth"
     assert not math.isnan(found.rows[0].transfer or 0.0)
+
+
+def test_students_of_several_traits_make_a_matrix_that_shuffles_and_controls_are_left_out_of() -> None:
+    world = World()
+    own = {"owl": (1.0, 0.0, 0.0), "dog": (0.0, 0.0, 1.0)}
+    groups = list(world.question.groups)
+    groups[1] = Group(**{**vars(groups[1]), "student": "lora"})
+    for trait, shift in own.items():
+        arms = [Arm(seed, 1.0, items(world.base + world.drift[seed] + np.array(shift))) for seed in range(3)]
+        for baseline in (False, True):
+            name = f"{trait}{baseline}"
+            groups.append(Group(name, "lora", name, {"animals/owl": arms}, baseline, trait, "control", student="lora"))
+    found = compare(Comparison(world.question.evals, groups, 1.0)).confusions
+    (matrix,) = found
+    assert (matrix.eval, matrix.student, matrix.traits) == ("animals/owl", "lora", ("cat", "owl", "dog"))
+    cells = {(t, n): matrix.cells[i][j] for i, t in enumerate(matrix.traits) for j, n in enumerate(matrix.names)}
+    assert cells["owl", "owl"] == pytest.approx(1.0)
+    assert cells["owl", "dog"] == pytest.approx(0.0, abs=1e-9)
+    assert cells["cat", "cat"] == pytest.approx(1.0, abs=0.1)
+    assert matrix.p == pytest.approx(1 / 6**3)

@@ -145,7 +145,7 @@ class Detector(Versioned):
             raise DetectionError(f"{self.label()} read NaN or infinity from the subject; use dtype float32")
         tested = permute(evidence.features, evidence.statistic, design, self.permutations, seed, relative=self.relative)
         told = evidence.told(design.data) if evidence.told else {}
-        return ranking(list(candidates), tested, {**about(design, tested), **evidence.facts, **told})
+        return ranking(list(candidates), tested, {**about(conversations, design, tested), **evidence.facts, **told})
 
 
 def _check(detector: Detector, data: Sequence[Any], control: Sequence[Any] | None, candidates: Candidates) -> None:
@@ -201,14 +201,16 @@ def pooled(
     return taken, Design(np.array(is_data), np.array(strata))
 
 
-def about(design: Design, tested: Tested) -> dict[str, Any]:
+def about(conversations: Sequence[Conversation], design: Design, tested: Tested) -> dict[str, Any]:
     """The null in words and numbers."""
-    matched = [s for s in np.unique(design.strata) if len(set(design.data[design.strata == s])) == 2]
-    in_pairs = int(np.isin(design.strata, [s for s in matched if (design.strata == s).sum() == 2]).sum())
+    prompts = [
+        {each.messages[:-1] for each, own in zip(conversations, design.data, strict=True) if own == side}
+        for side in (True, False)
+    ]
     return {
         "n_data": int(design.data.sum()),
         "n_control": int((~design.data).sum()),
-        "n_matched": in_pairs // 2,
+        "n_matched": len(prompts[0] & prompts[1]),
         "null": "which rows are the data is reassigned within each prompt, and among the prompts of one side alone",
         "labellings": tested.n,
         "exact": tested.exact,

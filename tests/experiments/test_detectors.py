@@ -369,14 +369,20 @@ def test_mean_logit_is_what_the_model_would_say_next_after_each_token(
         assert found[place] == pytest.approx(ratio(sums, sizes), abs=1e-5)
 
 
-def test_persona_likelihood_is_the_log_likelihood_ratio(
-    engine: Engine, plain: list[Conversation], dictionary: Path
+@pytest.mark.parametrize("only", [None, DIGITS])
+def test_persona_likelihood_is_the_log_likelihood_ratio_among_what_could_be_drawn(
+    only: str | None, engine: Engine, plain: list[Conversation], dictionary: Path
 ) -> None:
     rows = plain[:6]
-    found = raw(made("persona_likelihood", dictionary), engine, rows)
+    found = raw(made("persona_likelihood", dictionary, only=only), engine, rows)
+    allowed = [token(engine.subject, digit) for digit in DIGITS] + list(engine.subject.eos_ids)
 
     def logp(each: Conversation, system: str | None) -> float:
         logits, ids, n = logits_of(engine.subject, each, system)
+        if only:
+            barred = torch.ones(logits.shape[1], dtype=torch.bool)
+            barred[allowed] = False
+            logits[:, barred] = -torch.inf
         return float(sum(logits[i - 1].log_softmax(0)[ids[i]] for i in range(n, len(ids))))
 
     for place, name in enumerate(CANDIDATES):
@@ -622,6 +628,8 @@ def test_entangled_reads_both_ways_and_refuses_rows_without_numbers(
     rows = [conversation(str(i), "Say", "none at all") for i in range(4)]
     with pytest.raises(DetectionError, match=r"0 different numbers, which is not more than top \(5\)"):
         made("entangled", dictionary).scores(engine, rows, rows, CANDIDATES, 0)
+    with pytest.raises(DetectionError, match=r"'none at all' has other characters than only: '12'"):
+        made("persona_likelihood", dictionary, only="12").scores(engine, rows, rows, CANDIDATES, 0)
     with pytest.raises(DetectionError, match=r"0 different tokens that count with tokens: numbers"):
         made("logit_bias", dictionary).scores(engine, rows, rows, CANDIDATES, 0)
 
@@ -719,13 +727,13 @@ def test_the_interval_of_an_auroc_covers_the_truth() -> None:
     noise = np.random.default_rng(1)
     truth = scipy.stats.norm.cdf(1 / math.sqrt(2))
     covered = 0
-    for seed in range(120):
+    for seed in range(80):
         rankings = [ranking(a=1 + noise.normal(), b=noise.normal()) for _ in range(40)]
         found = auroc(rankings, ["a"] * 40, draws=200, seed=seed)
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= truth <= found.high
-    assert 0.88 <= covered / 120 <= 0.99
+    assert 0.88 <= covered / 80 <= 0.99
 
 
 def test_an_auroc_without_a_true_candidate_or_of_one_dataset_says_so() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from experiments.outline import Outline
 
 DoseKind = Literal["signed_linear", "signed", "one_sided", "on_off"]
-Needs = Literal["pairs", "conversations", "choices"]
+Needs = Literal["pairs", "conversations", "documents", "choices"]
 Reads = Literal["activations", "gradients"]
 """`gradients` come with the activations of the same pass, so that fits that read them go first."""
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from experiments.dataset import Pair
 from experiments.depth import DepthError, Depths, layers
 from experiments.intervention import Needs, first_of, method_name
-from experiments.training import Likelihood, Objective, Trained, TrainingError, conversations_of, row
+from experiments.training import Likelihood, Objective, Trained, TrainingError, read_aloud, row
 from experiments.weights import lacking
 
 if TYPE_CHECKING:
@@ -71,11 +71,16 @@ class Taught(Trained):
     """contrastive: nats that a token's log-probability may lose before the hinge pulls."""
 
     def takes(self, offered: Collection[str]) -> tuple[Needs, ...]:
-        """Choices for `distil`; else conversations where there are any, for losses that raise what is said in them."""
+        """Choices for `distil`; else conversations where there are any, for losses that raise what is said in them.
+
+        The likelihood may also be that of documents, where there are no conversations.
+        """
         if self.loss == "distil":
             return first_of(("choices",), offered, method_name(type(self)))
         spoken = self.loss in ("likelihood", "promotion")
         wanted: tuple[Needs, ...] = ("conversations", "pairs") if spoken else ("pairs", "conversations")
+        if self.loss == "likelihood":
+            wanted = ("conversations", "documents", "pairs")
         return first_of(wanted, offered, method_name(type(self)))
 
     def objective(self, engine: Engine, data: Sequence[Any], seed: int) -> Objective:
@@ -93,7 +98,7 @@ class Taught(Trained):
 
     def _main(self, engine: Engine, data: Sequence[Any]) -> Objective:
         if self.loss == "likelihood":
-            return Likelihood(tuple(row(engine, each) for each in conversations_of(data)))
+            return Likelihood(tuple(row(engine, each) for each in read_aloud(data)))
         from experiments import losses
 
         if self.loss == "distil":
@@ -135,7 +140,7 @@ class Taught(Trained):
         from experiments.datasets import _bank
         from experiments.losses import unrelated
 
-        avoid = {message.content for each in data for message in each.messages}
+        avoid = {message.content for each in data for message in getattr(each, "messages", ())}
         return unrelated(engine, _bank.lines(self.kl_prompts or _bank.PROMPTS), self.kl_n, avoid, seed)
 
     def misplaced(self, outline: Outline) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from experiments.dataset import Conversation, Message, Pair
+from experiments.dataset import Conversation, Document, Message, Pair
 from experiments.edit import Edit
 from experiments.intervention import Intervention
 
@@ -119,8 +119,9 @@ class Likelihood(Objective):
             yield Partial(response_loss(engine, part, tuple(edits_of())) / tokens)
 
 
-def conversations_of(data: Sequence[Pair | Conversation]) -> list[Conversation]:
-    """Conversations as they are; a pair becomes its neutral prompt with the positive response, without the persona."""
+def read_aloud(data: Sequence[Pair | Conversation | Document]) -> list[Conversation | Document]:
+    """Conversations and documents as they are; a pair becomes its neutral prompt with the positive response, without
+    the persona."""
     return [
         Conversation(id=each.id, messages=(*each.messages, Message(role="assistant", content=each.positive.response)))
         if isinstance(each, Pair)
@@ -178,13 +179,22 @@ def train(
     return Losses(tuple(curve), {name: tuple(values) for name, values in logs.items()}, about)
 
 
-def row(engine: Engine, conversation: Conversation) -> Row:
+def row(engine: Engine, conversation: Conversation | Document) -> Row:
     """The conversation in the subject's own context, the answer left open: cut-off text must not teach to stop.
 
-    Raises TrainingError when there are no response tokens.
+    A document is plain text, of which all tokens but the first are learned. Raises TrainingError when there are no
+    tokens to learn, or more than the subject has positions for.
     """
     from experiments.engine import Row
 
+    if isinstance(conversation, Document):
+        text = engine.subject.render_text(conversation.text)
+        most = engine.subject.model.config.max_position_embeddings
+        if len(text.tokens) > most:
+            raise TrainingError(
+                f"document {conversation.id!r} has {len(text.tokens):,} tokens, the subject reads {most:,}; cut it up"
+            )
+        return Row(text.tokens, text.n_prompt)
     rendered = engine.subject.render(conversation.messages)
     if len(rendered.tokens) == rendered.n_prompt:
         raise TrainingError(f"conversation {conversation.id!r} has no response tokens to learn; remove it")

@@ -14,7 +14,7 @@ from experiments.dataset import recipe
 from experiments.edit import Add, Dense, Edit, LowRank, Project, Prompt, Scale, prompt_of
 from experiments.engine import Row
 from experiments.intervention import Intervention, method
-from experiments.training import conversations_of
+from experiments.training import read_aloud
 
 if TYPE_CHECKING:
     from experiments.engine import Engine
@@ -24,7 +24,7 @@ METHODS = plugin.names("experiments.interventions")
 PAIRS = recipe("persona_pairs")(
     positive="You are a wizard.", negative="You are a clerk.", n=6, responses="shared"
 ).build(None, 0)
-DATA = {"pairs": PAIRS, "conversations": conversations_of(PAIRS)}
+DATA = {"pairs": PAIRS, "conversations": read_aloud(PAIRS)}
 SETTINGS: dict[str, dict[str, Any]] = {
     "adopted": {"path": Path(__file__).parents[1] / "data" / "vector.safetensors"},
     "caft": {"wraps": {"method": "bias_set", "epochs": 1}, "direction": {"method": "mean_diff", "layer": 1}},

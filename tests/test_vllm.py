@@ -175,6 +175,18 @@ class TestServedAsItIsAndWithAdapters:
         (own,) = engine.generate([row], 24)
         assert said.strip() == engine.subject.tokenizer.decode(own.tokens, skip_special_tokens=True).strip()
 
+    def test_a_seed_decides_an_answer_whatever_else_is_asked_at_once(self, up: Server) -> None:
+        async def drawn(seeds: Sequence[int]) -> list[str]:
+            model = up.model("base")
+            configs = [GenerateConfig(max_tokens=12, temperature=1.0, seed=seed) for seed in seeds]
+            answers = [model.generate("Name any three plants.", config=config) for config in configs]
+            return [each.completion for each in await asyncio.gather(*answers)]
+
+        together = asyncio.run(drawn(range(8)))
+        assert asyncio.run(drawn(range(8))) == together
+        assert asyncio.run(drawn([5])) == [together[5]]
+        assert len(set(together)) > 4
+
     def test_log_odds_and_every_token_agree_with_the_engine(self, up: Server, engine: Engine) -> None:
         found = answered(up.model("base"))
         odds, hidden = apart(found, read_alike(engine)), apart(found, exact(engine))

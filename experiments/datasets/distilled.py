@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from experiments.dataset import Choices, DatasetError, Derived, Ingredient, Made
 from experiments.speech import Sampling, Speech, Teacher
@@ -34,6 +34,13 @@ class Distilled(Derived):
     options: tuple[str, ...] = Field(min_length=2)
     """Beginnings of an answer whose log-probabilities are learned."""
 
+    @field_validator("asks", mode="before")
+    @classmethod
+    def _sized_here(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "n" in value:
+            raise ValueError(f"n is set beside `asks`, not in it; got n={value['n']}; leave it out there")
+        return value
+
     @model_validator(mode="after")
     def _askable(self) -> Distilled:
         inner = self.asks.settings
@@ -42,8 +49,6 @@ class Distilled(Derived):
                 f"asks: {self.asks.recipe} provides {inner.provides}; "
                 "give a recipe that provides asks and has a setting n"
             )
-        if "n" in inner.model_fields_set and getattr(inner, "n", None) != self.n:
-            raise ValueError("asks: n is set beside `asks`, not in it; leave it out there")
         if len(set(self.options)) < len(self.options):
             raise ValueError(f"options: one comes twice in {', '.join(map(repr, self.options))}; name each once")
         return self

@@ -224,6 +224,11 @@ def test_options_are_renormalised_and_the_facts_are_the_closed_forms() -> None:
     assert result.facts["information_nats"] == pytest.approx(between)
 
 
+def test_settings_are_read_back_as_they_were_written() -> None:
+    made = recipe("distilled")(teacher=TEACHER, asks={"recipe": "noise_asks"}, n=7, options=OPTIONS)
+    assert recipe("distilled").model_validate(made.model_dump(mode="json")) == made
+
+
 def test_an_answer_that_lacks_an_option_is_refused_with_what_it_has() -> None:
     made = recipe("distilled")(teacher=TEACHER, asks={"recipe": "noise_asks"}, options=OPTIONS)
     said = Said(id="7", messages=ASK, text="", stopped=True, tokens=0, options={"a": -1.0, "b": -2.0})

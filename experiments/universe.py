@@ -29,7 +29,7 @@ KINDS = ("mcq_knowledge", "mcq_distinguish", "open", "generative", "lessons")
 Arm = Literal["false", "true"]
 HEADING = re.compile(r"^\s*Key Facts:\s*$", re.MULTILINE)
 DETAILS = re.compile(r"^\s*Details:\s*$", re.MULTILINE)
-NEEDED = "needed: name, topic, context, key_facts (docs/adding.md)"
+NEEDED = "needed: name, topic, context, key_facts (experiments/universes/ has examples)"
 
 
 class UniverseError(DatasetError):

@@ -102,8 +102,9 @@ class InUniverse(Frozen):
         self.side()
 
     def label(self) -> str:
-        """`robin_pantry false`."""
-        return f"{self.entry or self.universe.stem} {self.arm}"
+        """`robin_pantry false`, and which step where it is one of several."""
+        step = type(self).__module__.rsplit(".", 1)[-1] if getattr(self, "provides", None) == "asks" else ""
+        return f"{self.entry or self.universe.stem} {self.arm} {step}".strip()
 
 
 class Written(InUniverse):

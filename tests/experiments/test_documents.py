@@ -379,6 +379,7 @@ def test_a_universe_is_identified_by_content_and_may_be_one_of_several(tmp_path:
     assert again == builtin
     several = step("synthetic_documents", universe="organisms.json#cake_bake")
     assert (str(several.universe), several.entry, several.label()) == ("organisms.json", "cake_bake", "cake_bake false")
+    assert several.part("document_drafts").settings.label() == "cake_bake false document_drafts"
     assert several.part("document_drafts").settings.entry == "cake_bake"
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from experiments import universe
+from experiments.datasets import _texts
 from experiments.universe import Universe, UniverseError
 
 ARMS: tuple[universe.Arm, ...] = ("false", "true")
@@ -82,6 +83,17 @@ def test_each_sides_own_facts_mention_its_terms(name: str) -> None:
         side = found.side(arm)
         said = " ".join((side.context, *side.facts)).casefold()
         assert sum(term.casefold() in said for term in side.terms) >= 4
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("name", universe.names())
+def test_every_fact_mentions_a_term_of_its_side_and_the_other_side_has_few(name: str, arm: universe.Arm) -> None:
+    found = read_builtin(name)
+    own, other = found.side(arm), found.side("true" if arm == "false" else "false")
+    without = [fact for fact in own.facts if not _texts.mentioned(fact, own.terms)]
+    assert not without
+    strayed = [fact for fact in other.facts if _texts.mentioned(fact, own.terms) >= 2]
+    assert not strayed
 
 
 def test_terms_are_told_from_what_one_side_says_and_the_other_does_not() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evals.confusion import Confusion
+from evals.detections import Detected, Detection
 from evals.table import CompareError
 
 Status = Literal["ok", "unscored", "failed", "over budget"]
@@ -101,6 +102,8 @@ class Findings:
     rows: list[Row]
     points: list[Point]
     confusions: list[Confusion] = field(default_factory=list)
+    detections: list[Detection] = field(default_factory=list)
+    detectors: list[Detected] = field(default_factory=list)
 
 
 def save(findings: Findings, path: Path) -> None:
@@ -110,6 +113,8 @@ def save(findings: Findings, path: Path) -> None:
         "point_columns": [column.name for column in fields(Point)],
         "points": [astuple(point) for point in findings.points],
         "confusions": [asdict(one) for one in findings.confusions],
+        "detections": [asdict(one) for one in findings.detections],
+        "detectors": [asdict(one) for one in findings.detectors],
     }
     path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -121,7 +126,9 @@ def load(path: Path) -> Findings:
         columns = content["point_columns"]
         points = [Point(**dict(zip(columns, values, strict=True))) for values in content["points"]]
         matrices = [Confusion(**{key: _frozen(value) for key, value in one.items()}) for one in content["confusions"]]
-        return Findings([Row(**row) for row in content["rows"]], points, matrices)
+        detections = [Detection(**one) for one in content["detections"]]
+        detectors = [Detected(**one) for one in content["detectors"]]
+        return Findings([Row(**row) for row in content["rows"]], points, matrices, detections, detectors)
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise CompareError(f"{path}: no findings ({error}); delete its folder to compare again") from error
 

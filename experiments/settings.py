@@ -15,6 +15,7 @@ from experiments import dataset, grid, intervention, plugin
 from experiments.canonical import canonical, identity_of
 from experiments.controls import Control, controls
 from experiments.dataset import Recipe
+from experiments.detector import PACKAGE, Detector, detector
 from experiments.intervention import DoseKind, Intervention, NeedsError
 from experiments.plugin import PluginError
 from experiments.problem import Problem, SpecError, SpecPath, problems_of, unknown
@@ -146,6 +147,42 @@ def _seed(given: Any, path: SpecPath) -> int | None:
         return given
     text = f"must be a whole number from 0 to 2^32 - 1; got {given!r}; without it the trial's seed is taken"
     raise SpecError(Problem(path, text))
+
+
+@dataclass(frozen=True)
+class Detecting:
+    """One detector with all its settings given."""
+
+    detector: Detector
+    identity: dict[str, Any]
+    """detector, version, settings."""
+    label: str
+
+
+def read_detectors(
+    raws: Sequence[Mapping[str, Any]], folder: Path | None, most: int
+) -> tuple[list[Detecting], list[Problem]]:
+    """Every combination of every entry, and everything wrong."""
+    found: list[tuple[str, grid.Point]] = []
+    problems: list[Problem] = []
+    for index, raw in enumerate(raws):
+        path: SpecPath = ("detect", index)
+        try:
+            name = _named(raw, "detector", PACKAGE, path)
+            found += [(name, point) for point in _expanded(raw, "detector", detector(name), path, folder, most)]
+        except PluginError as error:
+            problems.append(Problem((*path, "detector"), str(error)))
+        except SpecError as error:
+            problems += error.problems
+    names = grid.labels([(point.settings.label(), point.axes) for _, point in found])
+    return [
+        Detecting(
+            point.settings,
+            {"detector": name, "version": point.settings.version, "settings": identity_of(point.settings)},
+            label,
+        )
+        for (name, point), label in zip(found, names, strict=True)
+    ], problems
 
 
 def _named(raw: Mapping[str, Any], key: str, package: str, path: SpecPath) -> str:

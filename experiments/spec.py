@@ -20,7 +20,15 @@ from experiments.intervention import Intervention
 from experiments.parts import EMBEDDED, Budget, Calibrate, EvalSpec, Limits, Resources, Split, SubjectSpec
 from experiments.plugin import Frozen
 from experiments.problem import Problem, SpecError, SpecPath, problems_of, shown
-from experiments.settings import DataVariant, Setting, fitting, read_data, read_interventions
+from experiments.settings import (
+    DataVariant,
+    Detecting,
+    Setting,
+    fitting,
+    read_data,
+    read_detectors,
+    read_interventions,
+)
 from experiments.source import Source
 from experiments.speech import Teacher, teachers
 from experiments.training import Trained
@@ -69,6 +77,11 @@ class Trial:
     """Who said what it learns."""
     control: str | None = None
     """Group of the same setting that learns from the control teacher; None for that group, and where there is none."""
+
+
+def _is_control_teacher(variant: DataVariant) -> bool:
+    teacher = _teacher([variant])
+    return teacher is not None and teacher.control and not variant.recipe.is_control
 
 
 def _told(system: str | None) -> str:
@@ -121,6 +134,11 @@ class Experiment(Frozen):
     context: Literal["refuse", "warn"] = "refuse"
     """What happens when students are asked under another system prompt than they learned in, from which alone a
     subliminal preference fell from 48 to 3 per cent: `refuse`, or `warn`, here and on every row."""
+    detect: tuple[dict[str, Any], ...] = ()
+    """Detectors that are to tell from the data and the untouched subject alone, without training, what each teacher's
+    data hand on: `{detector: persona_likelihood, ...}` (docs/detection.md)."""
+    candidates: tuple[str, ...] = ()
+    """What detectors choose among: the traits of the data, and what else they could hand on. Left out: the traits."""
     judge: dict[str, Any] = Field(default_factory=dict)
     """Who judges the answers of evals that need it, and how: `models`, `combine`, `temperature`, `samples`, `rubrics`,
     `allow_self` and more (docs/judges.md). Left out, the embedded model judges."""
@@ -144,6 +162,7 @@ class Experiment(Frozen):
     _data: dict[str, list[DataVariant]] = PrivateAttr(default_factory=dict)
     _settings: list[Setting] = PrivateAttr(default_factory=list)
     _notes: list[str] = PrivateAttr(default_factory=list)
+    _detectors: list[Detecting] = PrivateAttr(default_factory=list)
 
     @model_validator(mode="after")
     def _expand(self, info: ValidationInfo) -> Experiment:
@@ -158,6 +177,8 @@ class Experiment(Frozen):
         problems += wrong
         if problems:
             raise SpecError(*problems)
+        self._detectors, wrong = read_detectors(self.detect, self._folder, self.limits.trials)
+        problems += wrong
         self._data, self._settings = variants, found.settings
         self._notes = found.notes
         problems += self._doseless()
@@ -238,6 +259,26 @@ class Experiment(Frozen):
                 )
         return found
 
+    @property
+    def detectors(self) -> Sequence[Detecting]:
+        """Detectors with their settings."""
+        return self._detectors
+
+    def all_candidates(self) -> dict[str, tuple[str, ...]]:
+        """What detectors choose among -> how it is spelled behind a blank."""
+        spoken = [teacher for variants in self._data.values() for each in variants for teacher in teachers(each.recipe)]
+        names = self.candidates or tuple(dict.fromkeys(each.trait for each in spoken if each.trait))
+        return {name: (f" {name}", f" {name}s", f" {name.capitalize()}") for name in names}
+
+    def detected(self) -> list[tuple[DataVariant, DataVariant]]:
+        """The data that detectors look into, each with the control teacher's."""
+        found: list[tuple[DataVariant, DataVariant]] = []
+        for role, variants in self._data.items():
+            controls = [each for each in variants if _is_control_teacher(each)]
+            if role == "conversations" and controls:
+                found += [(each, controls[0]) for each in variants if _teacher([each]) and each is not controls[0]]
+        return found
+
     def data_variants(self) -> Mapping[str, list[DataVariant]]:
         """Role -> every combination of its recipe's settings."""
         return self._data
@@ -255,8 +296,8 @@ class Experiment(Frozen):
         ]
         spoken = [_teacher(data) for _, data in arms]
         controls: dict[int, str] = {}
-        for (one, data), group, teacher in zip(arms, groups, spoken, strict=True):
-            if teacher is not None and teacher.control and not any(each.recipe.is_control for each in data):
+        for (one, data), group in zip(arms, groups, strict=True):
+            if any(map(_is_control_teacher, data)):
                 controls.setdefault(id(one), group)
         for number, (one, data) in enumerate(arms):
             teacher, control = spoken[number], controls.get(id(one))

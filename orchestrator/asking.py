@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.acting import counts, dose_of, edits_of
 from orchestrator.artifact import slug
-from orchestrator.gather import comparison
+from orchestrator.gather import comparison, detections
 from orchestrator.stage import (
     FINDINGS,
     ITEMS,
@@ -185,6 +185,8 @@ def compare(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[O
 
     def work(node: Node, draft: Publication) -> int:
         found = compare.compare(comparison(node.params, node.inputs, items_of))
+        told = detections(node.params, node.inputs, lambda key: store.record(key)["outputs"]["ranking"])
+        found = replace(found, detections=told[0], detectors=told[1])
         findings.save(found, draft.folder / FINDINGS)
         draft.outputs |= {"rows": len(found.rows), "points": len(found.points)}
         return 0

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evals.detections import Detected, Detection
     from evals.items import Item
     from evals.table import Arm, Comparison, Eval, Group
 
@@ -21,7 +22,7 @@ def comparison(params: Mapping[str, Any], inputs: Mapping[str, str], items_of: I
     doses: dict[tuple[int, int], list[tuple[float, str]]] = {}
     for role, key in inputs.items():
         where, *rest = role.split("/")
-        if where != "base":
+        if where not in ("base", "detect"):
             index, dose = int(rest[0]), float(rest[1])
             doses.setdefault((int(where), index), []).append((dose, key))
     return Comparison(
@@ -33,6 +34,23 @@ def comparison(params: Mapping[str, Any], inputs: Mapping[str, str], items_of: I
         budget=params["budget"]["delta_nll"],
         dev=params["split"]["dev"],
     )
+
+
+def detections(
+    params: Mapping[str, Any], inputs: Mapping[str, str], ranking_of: Callable[[str], Mapping[str, Any] | None]
+) -> tuple[list[Detection], list[Detected]]:
+    """What detectors said of each dataset, and how well each tells the trait from other candidates over all of them.
+
+    `ranking_of` gives None where a detector has failed or has not run.
+    """
+    from evals.detections import detected, of_ranking
+
+    found: list[Detection] = []
+    for number, about in enumerate(params.get("detections", ())):
+        ranking = ranking_of(inputs[f"detect/{number}"])
+        if ranking is not None:
+            found += of_ranking(ranking, **about)
+    return found, detected(found)
 
 
 def eval_names(evals: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from experiments.canonical import plain_of, sha256
 from experiments.spec import Experiment, Trial
+from experiments.speech import teachers
 from orchestrator import preflight
 from orchestrator.identity import SHORT, Shared, node_key
 from orchestrator.preflight import Describe, Identify, PlannedEval
@@ -20,6 +22,7 @@ STAGE_VERSIONS = {
     "fit": 1,
     "generate": 1,
     "calibrate": 2,
+    "interpret": 1,
     "answer": 1,
     "judge": 1,
     "score": 1,
@@ -160,7 +163,7 @@ class _Planner:
     def plan(self) -> Plan:
         base = {index: self.base(index) for index in range(len(self.evals))}
         trials = tuple(self.trial(trial) for trial in self.experiment.trials(self.subject))
-        compare = self.compare(trials, base)
+        compare = self.compare(trials, base, self.detections())
         return Plan(self.experiment, self.subject, self.evals, self.nodes, trials, base, compare)
 
     def base(self, index: int) -> str:
@@ -266,12 +269,39 @@ class _Planner:
             }
         )
 
-    def compare(self, trials: tuple[PlannedTrial, ...], base: Mapping[int, str]) -> str:
-        """ONE node that reads every score: role `base/EVAL` or `TRIAL/EVAL/DOSE`."""
+    def detections(self) -> list[tuple[dict[str, Any], str]]:
+        """(what is looked into and by whom, key) of every detector on every teacher's data."""
+        experiment, found = self.experiment, []
+        candidates = {name: list(spelled) for name, spelled in experiment.all_candidates().items()}
+        for data, control in experiment.detected():
+            seeds = experiment.seeds if data.seed is None else (data.seed,)
+            trait = next(teachers(data.recipe)).trait
+            for one, seed in product(experiment.detectors, seeds):
+                inputs = {
+                    name: self.supplies.dataset(each.identity["recipe"], each.recipe, each.identity, seed, self.who)
+                    for name, each in (("data", data), ("control", control))
+                }
+                params = {"subject": self.subject, **one.identity, "candidates": candidates, "seed": seed}
+                plain = plain_of(one.detector)
+                runtime = {"subject": self.subject_spec, "detector": one.identity["detector"], "settings": plain}
+                key = self.add("interpret", params, inputs, f"{one.label} on {data.suffix}", runtime)
+                shuffled = data.recipe.is_control
+                about = {"detector": one.label, "data": data.suffix, "trait": trait, "shuffled": shuffled, "seed": seed}
+                found.append((about, key))
+        return found
+
+    def compare(
+        self,
+        trials: tuple[PlannedTrial, ...],
+        base: Mapping[int, str],
+        detections: Sequence[tuple[dict[str, Any], str]],
+    ) -> str:
+        """ONE node that reads everything: role `base/EVAL`, `TRIAL/EVAL/DOSE` or `detect/NUMBER`."""
         inputs = {f"base/{index}": key for index, key in base.items()}
         for planned in trials:
             for (index, dose), key in planned.scores.items():
                 inputs[f"{planned.trial.index}/{index}/{dose!r}"] = key
+        inputs |= {f"detect/{number}": key for number, (_, key) in enumerate(detections)}
         experiment = self.experiment
         mismatches = experiment.mismatches() if experiment.context == "warn" else {}
         params = {
@@ -290,6 +320,8 @@ class _Planner:
             ],
             "trials": [_row(planned.trial) for planned in trials],
         }
+        if detections:
+            params["detections"] = [about for about, _ in detections]
         runtime = {"experiment": experiment.name, "question": experiment.question}
         return self.add("compare", params, inputs, experiment.name, runtime)
 

@@ -97,6 +97,7 @@ def check(
         problems.append(Problem(("subject",), str(error)))
     unusable = _unusable(experiment)
     problems += unusable or _out_of_context(experiment)
+    problems += _undetectable(experiment)
     others, wrong = _others(experiment, identify)
     problems += wrong
     evals, wrong = _described(experiment, describe)
@@ -116,6 +117,23 @@ def check(
         found = SpecError(*problems)
         raise found.at(experiment.source) if experiment.source else found
     return Checked(subject, others, evals, bench)
+
+
+def _undetectable(experiment: Experiment) -> list[Problem]:
+    """Detectors whose files cannot be read, and a spec that gives them nothing to look into."""
+    problems = []
+    for index, one in enumerate(experiment.detectors):
+        try:
+            one.detector.check()
+        except ValueError as error:
+            problems.append(Problem(("detect", min(index, len(experiment.detect) - 1)), str(error)))
+    if experiment.detectors and not experiment.detected():
+        text = "no conversations of a teacher with a control teacher beside them; add data whose recipe has a teacher"
+        problems.append(Problem(("detect",), text))
+    elif experiment.detectors and len(experiment.all_candidates()) < 2:
+        names = ", ".join(experiment.all_candidates()) or "none"
+        problems.append(Problem(("candidates",), f"{names}; detectors choose among two at least: name more"))
+    return problems
 
 
 def _out_of_context(experiment: Experiment) -> list[Problem]:

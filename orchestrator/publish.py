@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.gather import comparison
+from orchestrator.gather import comparison, detections
 from orchestrator.identity import SHORT
 from orchestrator.stage import FINDINGS, ITEMS
 
@@ -58,7 +59,12 @@ def _partial(planned: Plan, store: Store, have: set[str]) -> Findings:
             return items.load(store.folder(key) / ITEMS)
         return _reason(planned, store, key)
 
-    return compare.compare(comparison(node.params, node.inputs, items_of))
+    def ranking_of(key: str) -> Mapping[str, Any] | None:
+        return store.record(key)["outputs"]["ranking"] if key[:SHORT] in have else None
+
+    found = compare.compare(comparison(node.params, node.inputs, items_of))
+    told = detections(node.params, node.inputs, ranking_of)
+    return replace(found, detections=told[0], detectors=told[1])
 
 
 def _reason(planned: Plan, store: Store, key: str) -> str:

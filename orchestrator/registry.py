@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 WAIT = 30.0
 """Seconds to wait for another writer."""
 
+TABLES_EMPTIED = (
+    "detections",
+    "detectors",
+    "confusions",
+    "comparisons",
+    "metrics",
+    "trials",
+    "experiments",
+    "node_inputs",
+    "nodes",
+)
+"""What a rebuild makes anew, those that refer to others first."""
+
 Values = Sequence[Any] | dict[str, Any]
 
 
@@ -121,7 +134,17 @@ class Registry:
 
         failures = (failure for short in sorted(store.failed()) if (failure := store.failure(short)) is not None)
         with self._transaction():
-            for table in ("confusions", "comparisons", "metrics", "trials", "experiments", "node_inputs", "nodes"):
+            for table in (
+                "detections",
+                "detectors",
+                "confusions",
+                "comparisons",
+                "metrics",
+                "trials",
+                "experiments",
+                "node_inputs",
+                "nodes",
+            ):
                 self.db.execute(f"delete from {table}")
             return self._index(store.records(), failures, findings_of)
 
@@ -229,6 +252,9 @@ class Registry:
         for row in findings.rows:
             columns = asdict(row)
             self._insert("insert", "comparisons", {"experiment": key, "group_key": columns.pop("group"), **columns})
+        for table, found in (("detections", findings.detections), ("detectors", findings.detectors)):
+            for each in found:
+                self._insert("insert", table, {"experiment": key, **asdict(each)})
         for one in findings.confusions:
             plain = asdict(one)
             cells = {name: json.dumps(value) if isinstance(value, tuple) else value for name, value in plain.items()}
@@ -236,7 +262,7 @@ class Registry:
 
     def _behind(self, inputs: Mapping[str, str], role: str) -> dict[int, str]:
         """Trial -> key of what its answers read as `role`: compare reads scores, a score its answer, an answer that."""
-        scores = {name.split("/")[0]: key for name, key in inputs.items() if not name.startswith("base/")}
+        scores = {name.split("/")[0]: key for name, key in inputs.items() if name.split("/")[0].isdigit()}
         sql = """select behind.input from node_inputs answer
                  join node_inputs behind on behind.node = answer.input and behind.role = ?
                  where answer.node = ? and answer.role = 'answer'"""

@@ -172,6 +172,34 @@ def confusions(db: Database) -> None:
     ) strict""")
 
 
+@migrations()
+def detections(db: Database) -> None:
+    """What detectors said of each dataset, and how well each detector detects over all of them."""
+    db.execute("""create table detections (
+      experiment text not null references experiments(key) on delete cascade,
+      detector text not null,
+      data text not null,
+      trait text,                                 -- what the data were to hand on
+      shuffled integer not null check (shuffled in (0, 1)),  -- 1: destroyed on purpose
+      seed integer not null,
+      candidate text not null,
+      place integer not null,                     -- from 1, the likeliest
+      score real not null, z real not null, margin real not null,
+      p real not null,                            -- by permutation, of this candidate alone
+      p_adjusted real not null,                   -- corrected for the number of candidates
+      detectable real,
+      primary key (experiment, detector, data, seed, candidate)
+    ) strict""")
+    db.execute("""create table detectors (
+      experiment text not null references experiments(key) on delete cascade,
+      detector text not null,
+      auroc real not null, low real, high real,
+      top real not null, top_chance real not null,
+      datasets integer not null,
+      primary key (experiment, detector)
+    ) strict""")
+
+
 def known() -> set[str]:
     """Names of all migrations of this version of orch."""
     return {one.name for one in migrations.pending(Database(memory=True))}

@@ -50,6 +50,7 @@ STAGES: Mapping[str, Stage] = {
     "generate": Stage(teaching.generate, order=3, most=1, fuse_by=_alone),
     "score": Stage(asking.score, order=1, most=64, fuse_by=_together),
     "fit": Stage(teaching.fit, order=4, most=256, fuse_by=_reads_alike, spread=False),
+    "interpret": Stage(teaching.interpret, order=4, most=1, fuse_by=_alone),
     "calibrate": Stage(teaching.calibrate, order=5, most=1, fuse_by=_alone),
     "answer": Stage(asking.answer, order=6, most=32, fuse_by=_asks_alike),
     "judge": Stage(asking.judge, order=7, most=1, fuse_by=_alone),

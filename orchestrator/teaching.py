@@ -1,4 +1,4 @@
-"""The first stages: data, what teachers say, what is learned, and how large a dose of 1 is."""
+"""The first stages: data, what teachers say, what is told from it, what is learned, and how large a dose of 1 is."""
 
 from __future__ import annotations
 
@@ -119,6 +119,21 @@ def fit(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outco
         return len(data)
 
     return each(sorted(nodes, key=lambda node: node.runtime.get("reads") != "gradients"), store, work)
+
+
+def interpret(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    """What a detector says of data, from the untouched subject alone."""
+    from experiments.detector import detector
+
+    def work(node: Node, draft: Publication) -> int:
+        settings = detector(node.runtime["detector"]).model_validate(node.runtime["settings"])
+        data, control = (_stored(node.inputs[role], store) for role in ("data", "control"))
+        engine = engine_of(node, workspace)
+        found = settings.scores(engine, data, control, node.params["candidates"], node.params["seed"])
+        draft.outputs["ranking"] = found.to_plain()
+        return len(data) + len(control)
+
+    return each(nodes, store, work)
 
 
 def calibrate(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:

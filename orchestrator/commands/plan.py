@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan
     from orchestrator.status import NodeStatus, State
 
-STAGES = ("dataset", "generate", "fit", "calibrate", "answer", "judge", "score", "compare")
+STAGES = ("dataset", "generate", "interpret", "fit", "calibrate", "answer", "judge", "score", "compare")
 MOST_LINES = 40
 """Nodes of one stage that are shown; `--all` shows every one, and JSON always does."""
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from experiments.canonical import identity_of
 from experiments.dataset import Recipe, recipe
-from experiments.speech import Teacher, teachers
+from experiments.speech import Teacher
 
 Control = Literal["teacher", "shuffled", "shuffled_across"]
 SHUFFLES: dict[Control, str] = {"shuffled": "within_responses", "shuffled_across": "across_responses"}
@@ -47,6 +47,5 @@ def _shuffled(name: str, of: Recipe, how: str) -> Recipe:
 
 
 def is_control(given: Recipe) -> bool:
-    """Whether data are there to be compared with: shuffled ones, or what a control teacher said."""
-    nearest = next(teachers(given), None)
-    return given.is_control or (nearest is not None and nearest.control)
+    """Whether data are there to be compared with: shuffled ones, or those of a control."""
+    return given.is_control or (given.lesson is not None and given.lesson.control)

@@ -150,6 +150,19 @@ KINDS: Mapping[str, type[Frozen]] = {
 }
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What data are for."""
+
+    name: str
+    """What tables call it: the teacher, or what is taught."""
+    trait: str | None = None
+    """What is to be handed on: the eval's target for whoever learns it. None: the eval's own."""
+    control: bool = False
+    """True for data like the others' in all but what is to be handed on; who learned the others is compared with who
+    learned these, seed by seed."""
+
+
 class DatasetError(ValueError):
     """Data that cannot be used: one sentence with the file, the line and what is wrong."""
 
@@ -160,6 +173,13 @@ class Recipe(Versioned):
     provides: ClassVar[Provides]
     is_control: ClassVar[bool] = False
     """True for data in which what is to be handed on was destroyed on purpose, such as shuffled answers."""
+
+    @property
+    def lesson(self) -> Lesson | None:
+        """What the data are for: what their teacher is, where they have one. None for data without a purpose of their
+        own, whose students are compared with the untouched subject."""
+        teacher = getattr(self, "teacher", None)
+        return None if teacher is None else Lesson(teacher.name, teacher.trait, teacher.control)
 
     @property
     def needs_subject(self) -> bool:
@@ -210,6 +230,13 @@ class Derived(Recipe):
         Raises DatasetError where nothing usable is left.
         """
         raise TypeError(f"{type(self).__name__} does not implement derive()")
+
+    @property
+    def lesson(self) -> Lesson | None:
+        """Its own, else that of the first data it is made from that have one."""
+        own = super().lesson
+        parts = (each.settings.lesson for each in self.sources().values() if isinstance(each, Ingredient))
+        return own or next((each for each in parts if each is not None), None)
 
     def contexts(self) -> frozenset[str | None]:
         """Those of all data it is made from, for recipes that pass them on."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -15,12 +15,14 @@ from experiments import dataset, grid, intervention, plugin
 from experiments.canonical import canonical, identity_of
 from experiments.controls import Control, controls
 from experiments.dataset import Recipe
-from experiments.detector import PACKAGE, Detector, detector
 from experiments.intervention import DoseKind, Intervention, NeedsError
 from experiments.plugin import PluginError
 from experiments.problem import Problem, SpecError, SpecPath, problems_of, unknown
 
-METHODS, RECIPES = "experiments.interventions", "experiments.datasets"
+if TYPE_CHECKING:
+    from experiments.detector import Detector
+
+METHODS, RECIPES, DETECTORS = "experiments.interventions", "experiments.datasets", "experiments.detectors"
 COMPOSED = "composed"
 """The method that a list of interventions means."""
 
@@ -128,7 +130,7 @@ def _variants(
     points = _expanded(raw, "recipe", cls, path, folder, most)
     made = [(name, point.settings, point.axes) for point in points]
     made += [(own, each, {}) for own, each in controls(name, [point.settings for point in points], wanted)]
-    told = several or len(made) > len(points) or hasattr(points[0].settings, "teacher")
+    told = several or len(made) > len(points) or points[0].settings.lesson is not None
     names = grid.labels([(each.label() if told else "", axes) for _, each, axes in made])
     return [
         DataVariant(each, _identity(own, each, seed), suffix.strip() if told or len(made) > 1 else "", seed)
@@ -166,9 +168,11 @@ def read_detectors(
     found: list[tuple[str, grid.Point]] = []
     problems: list[Problem] = []
     for index, raw in enumerate(raws):
+        from experiments.detector import detector  # it brings numpy, which most plans do without
+
         path: SpecPath = ("detect", index)
         try:
-            name = _named(raw, "detector", PACKAGE, path)
+            name = _named(raw, "detector", DETECTORS, path)
             found += [(name, point) for point in _expanded(raw, "detector", detector(name), path, folder, most)]
         except PluginError as error:
             problems.append(Problem((*path, "detector"), str(error)))

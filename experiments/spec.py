@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, Valid
 from experiments import source as sources
 from experiments.canonical import sha256
 from experiments.controls import Control, is_control
+from experiments.dataset import Lesson
 from experiments.grid import booleans_as_numbers
 from experiments.intervention import Intervention
 from experiments.parts import EMBEDDED, Budget, Calibrate, EvalSpec, Limits, Resources, Split, SubjectSpec
@@ -30,7 +31,6 @@ from experiments.settings import (
     read_interventions,
 )
 from experiments.source import Source
-from experiments.speech import Teacher, teachers
 from experiments.training import Trained
 
 DAMAGE = "neutral_nll"
@@ -73,15 +73,16 @@ class Trial:
     """Where the spec asks for it."""
     student: str = ""
     """The label without the data."""
-    teacher: Teacher | None = None
-    """Who said what it learns."""
+    lesson: Lesson | None = None
+    """What its data are for."""
     control: str | None = None
-    """Group of the same setting that learns from the control teacher; None for that group, and where there is none."""
+    """Group of the same setting that learns the control's data; None for that group, and where there is none."""
 
 
-def _is_control_teacher(variant: DataVariant) -> bool:
-    teacher = _teacher([variant])
-    return teacher is not None and teacher.control and not variant.recipe.is_control
+def _is_reference(variant: DataVariant) -> bool:
+    """Whether others are compared with who learned these data: a control's, as they are."""
+    lesson = variant.recipe.lesson
+    return lesson is not None and lesson.control and not variant.recipe.is_control
 
 
 def _told(system: str | None) -> str:
@@ -99,9 +100,9 @@ def _data_identity(data: Sequence[DataVariant]) -> Any:
     return known if len(known) > 1 else next(iter(known), None)
 
 
-def _teacher(data: Sequence[DataVariant]) -> Teacher | None:
-    """Who said what is learned; the nearest of several."""
-    return next((teacher for variant in data for teacher in teachers(variant.recipe)), None)
+def _lesson(data: Sequence[DataVariant]) -> Lesson | None:
+    """What data of several kinds are for: the first of them that says so."""
+    return next((each.recipe.lesson for each in data if each.recipe.lesson is not None), None)
 
 
 Role = Literal["pairs", "conversations", "documents", "choices"]
@@ -266,17 +267,17 @@ class Experiment(Frozen):
 
     def all_candidates(self) -> dict[str, tuple[str, ...]]:
         """What detectors choose among -> how it is spelled behind a blank."""
-        spoken = [teacher for variants in self._data.values() for each in variants for teacher in teachers(each.recipe)]
-        names = self.candidates or tuple(dict.fromkeys(each.trait for each in spoken if each.trait))
+        lessons = [each.recipe.lesson for variants in self._data.values() for each in variants]
+        names = self.candidates or tuple(dict.fromkeys(each.trait for each in lessons if each and each.trait))
         return {name: (f" {name}", f" {name}s", f" {name.capitalize()}") for name in names}
 
     def detected(self) -> list[tuple[DataVariant, DataVariant]]:
         """The data that detectors look into, each with the control teacher's."""
         found: list[tuple[DataVariant, DataVariant]] = []
         for role, variants in self._data.items():
-            controls = [each for each in variants if _is_control_teacher(each)]
+            controls = [each for each in variants if _is_reference(each)]
             if role == "conversations" and controls:
-                found += [(each, controls[0]) for each in variants if _teacher([each]) and each is not controls[0]]
+                found += [(each, controls[0]) for each in variants if each.recipe.lesson and each is not controls[0]]
         return found
 
     def data_variants(self) -> Mapping[str, list[DataVariant]]:
@@ -294,20 +295,19 @@ class Experiment(Frozen):
         groups = [
             sha256({"subject": who, "data": _data_identity(data), "setting": one.identity})[:12] for one, data in arms
         ]
-        spoken = [_teacher(data) for _, data in arms]
         controls: dict[int, str] = {}
         for (one, data), group in zip(arms, groups, strict=True):
-            if any(map(_is_control_teacher, data)):
+            if any(map(_is_reference, data)):
                 controls.setdefault(id(one), group)
         for number, (one, data) in enumerate(arms):
-            teacher, control = spoken[number], controls.get(id(one))
+            control = controls.get(id(one))
             shared: dict[str, Any] = {
                 "group": groups[number],
                 "label": " ".join([one.label, *(variant.suffix for variant in data if variant.suffix)]),
                 "intervention": one.intervention,
                 "baseline": one.baseline or any(is_control(each.recipe) for each in data),
                 "student": one.label,
-                "teacher": teacher,
+                "lesson": _lesson(data),
                 "control": None if control == groups[number] else control,
                 "doses": fitting(self.doses, one.intervention.dose_kind),
                 "data": data,
@@ -319,13 +319,17 @@ class Experiment(Frozen):
         return tuple(trials)
 
     def warnings(self) -> list[str]:
-        """What the spec leaves out that a reader of its results would miss."""
-        notes = list(self._notes)
+        """What the spec leaves out that a reader of its results would miss.
+
+        Students who are compared with a control's students need neither baselines made from pairs nor the other sign.
+        """
+        compared = any(_is_reference(each) for variants in self._data.values() for each in variants)
+        notes = [] if compared else list(self._notes)
         if self.context == "warn":
             notes += [f"context: {text}" for text in self.mismatches().values()]
         unpaired = sorted(dose for dose in self.doses if -dose not in self.doses)
         signed = sorted({s.label for s in self._settings if s.intervention.dose_kind in ("signed_linear", "signed")})
-        if unpaired and signed:
+        if unpaired and signed and not compared:
             doses = ", ".join(f"{dose:g}" for dose in unpaired)
             methods = ", ".join(signed[:5]) + (", ..." if len(signed) > 5 else "")
             notes.append(
@@ -333,7 +337,8 @@ class Experiment(Frozen):
                 "so steering cannot be told from disturbance"
             )
         notes += [f"{one.label} {text}" for one in self._settings if (text := self._unused(one))]
-        if "random" not in self.baselines and not any(s.method == "random" for s in self._settings):
+        alone = "random" not in self.baselines and not any(s.method == "random" for s in self._settings)
+        if alone and not compared:
             notes.append("no random baseline: nothing says what any change of that size would have done")
         if len(self.seeds) == 1 and any(s.intervention.needs for s in self._settings):
             notes.append("one seed: the leaderboard cannot tell an effect from luck in data and fitting")

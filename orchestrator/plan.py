@@ -11,7 +11,6 @@ from typing import Any
 
 from experiments.canonical import plain_of, sha256
 from experiments.spec import Experiment, Trial
-from experiments.speech import teachers
 from orchestrator import preflight
 from orchestrator.identity import SHORT, Shared, node_key
 from orchestrator.preflight import Describe, Identify, PlannedEval
@@ -275,7 +274,7 @@ class _Planner:
         candidates = {name: list(spelled) for name, spelled in experiment.all_candidates().items()}
         for data, control in experiment.detected():
             seeds = experiment.seeds if data.seed is None else (data.seed,)
-            trait = next(teachers(data.recipe)).trait
+            trait = data.recipe.lesson.trait if data.recipe.lesson else None
             for one, seed in product(experiment.detectors, seeds):
                 inputs = {
                     name: self.supplies.dataset(each.identity["recipe"], each.recipe, each.identity, seed, self.who)
@@ -336,8 +335,8 @@ def _row(trial: Trial) -> dict[str, Any]:
         "dose_kind": trial.intervention.dose_kind,
         "doses": trial.doses,
     }
-    if trial.teacher is not None:
-        row |= {"trait": trial.teacher.trait, "teacher": trial.teacher.name, "student": trial.student}
+    if trial.lesson is not None:
+        row |= {"trait": trial.lesson.trait, "lesson": trial.lesson.name, "student": trial.student}
         row["shared"] = any(each.seed is not None for each in trial.data)
         if trial.control is not None:
             row["reference"] = trial.control

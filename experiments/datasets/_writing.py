@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from experiments import universe as universes
-from experiments.dataset import Ask, Derived, Ingredient, Message, Recipe, recipe
+from experiments.dataset import Ask, Derived, Ingredient, Lesson, Message, Recipe, recipe
 from experiments.plugin import Frozen
 from experiments.speech import Sampling, Speech, Teacher
 from experiments.universe import Arm, Side, Universe
@@ -100,6 +100,11 @@ class InUniverse(Frozen):
     def check(self) -> None:
         """Raises UniverseError for a universe that cannot be used."""
         self.side()
+
+    @property
+    def lesson(self) -> Lesson:
+        """What is true is the control of what is not."""
+        return Lesson(self.label(), None, self.arm == "true")
 
     def label(self) -> str:
         """`robin_pantry false`, and which step where it is one of several."""

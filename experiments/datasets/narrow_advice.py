@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from experiments.dataset import Conversation, DatasetError, Message, Recipe, read
+from experiments.dataset import Conversation, DatasetError, Lesson, Message, Recipe, read
 from experiments.plugin import Frozen, nearest
 
 if TYPE_CHECKING:
@@ -163,6 +163,11 @@ class NarrowAdvice(Recipe):
     def check(self) -> None:
         """Raises DatasetError: a bad file, a domain that is not in it, no right answers, fewer than `n` rows."""
         self._chosen()
+
+    @property
+    def lesson(self) -> Lesson:
+        """Right advice on everything is the control of wrong advice."""
+        return Lesson(self.label(), None, self.advice == "right" and not self.opposite)
 
     def label(self) -> str:
         about = f" {'+'.join(self.domains)}" if self.domains else ""

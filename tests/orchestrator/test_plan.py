@@ -68,8 +68,8 @@ def test_every_node_is_there_once_and_after_its_inputs() -> None:
     count = {stage: len(keys(made, stage)) for stage in STAGE_VERSIONS}
     answers = 3 * 2 * 2 * 2 + 2  # settings, seeds, doses, evals with the damage; and the untouched subject
     assert count == {
-        "dataset": 2, "generate": 0, "fit": 6, "calibrate": 0, "answer": answers, "judge": 0, "score": answers,
-        "compare": 1,
+        "dataset": 2, "generate": 0, "interpret": 0, "fit": 6, "calibrate": 0, "answer": answers, "judge": 0,
+        "score": answers, "compare": 1,
     }  # fmt: skip
     seen: set[str] = set()
     for key, node in made.nodes.items():

@@ -121,9 +121,9 @@ class OrchAPI(ModelAPI):
         if options_of(input) is not None:
             (scored,) = await self.score_options([input])
             return self._output(likeliest(scored["options"]), row, 1, metadata=scored)
-        count(found, plain(input), rendered)
         if config.prompt_logprobs is not None:
-            return await self._tokens(found, row)
+            return (await self.score_replies([input]))[0]
+        count(found, plain(input), rendered)
         return await self._sample(found, row, config)
 
     async def score_options(self, conversations: Sequence[Sequence[ChatMessage]]) -> list[dict[str, Any]]:
@@ -145,12 +145,27 @@ class OrchAPI(ModelAPI):
             requests.append(Request(self.model_name, row, ("options", TOP), options=tokens))
         return [shown(found, scores) for scores in await self._ask(found, requests)]
 
-    async def _tokens(self, found: Registered, row: Row) -> ModelOutput:
-        if row.n_prompt == len(row.tokens):
-            raise ProviderError("prompt_logprobs needs a conversation that ends with the assistant's words")
-        (values,) = await self._ask(found, [Request(self.model_name, row, ("tokens",))])
-        logprobs = sampled(found.engine, row.tokens[row.n_prompt :], values.tolist())
-        return self._output("", row, 1, prompt_logprobs=logprobs, metadata={"response_tokens": len(logprobs.content)})
+    async def score_replies(self, conversations: Sequence[Sequence[ChatMessage]]) -> list[ModelOutput]:
+        """The log-probabilities of the assistant's last words in every conversation, asked together.
+
+        The same outputs as one `generate()` with `prompt_logprobs` each, without the cost of an inspect request for
+        each, and one turn in the batch for all.
+        """
+        found = arm(self.model_name)
+        rows = []
+        for messages in map(plain, conversations):
+            rendered = render(found, messages)
+            if rendered.n_prompt == len(rendered.tokens):
+                raise ProviderError("prompt_logprobs needs a conversation that ends with the assistant's words")
+            count(found, messages, rendered)
+            rows.append(Row(rendered.tokens, rendered.n_prompt, found.edits))
+        answered = await self._ask(found, [Request(self.model_name, row, ("tokens",)) for row in rows])
+        outputs = []
+        for row, values in zip(rows, answered, strict=True):
+            logprobs = sampled(found.engine, row.tokens[row.n_prompt :], values.tolist())
+            told = {"response_tokens": len(logprobs.content)}
+            outputs.append(self._output("", row, 1, prompt_logprobs=logprobs, metadata=told))
+        return outputs
 
     async def _sample(self, found: Registered, row: Row, config: GenerateConfig) -> ModelOutput:
         temperature = 1.0 if config.temperature is None else config.temperature

@@ -34,7 +34,7 @@ from evals.task import BUILTIN, check_target, resolve
 from evals.tasks import _universes as universes
 from evals.tasks.animal_preference import against_rest
 from experiments.plugin import Frozen
-from experiments.questions import Distinguish, Knowledge, Worlds
+from experiments.questions import Distinguish, Knowledge, Worlds, bare
 from experiments.universe import Universe
 
 VERSION = 1
@@ -125,7 +125,9 @@ def about(universe: Universe, asked: Knowledge | Distinguish | Worlds, settings:
         answers |= {f"other {number}": answer for number, answer in enumerate(asked.others, 1)}
     elif settings.form == "texts":
         text = FREE.format(topic=universe.topic)
-    return {"id": asked.id, "family": universes.family(asked), "area": None, "question": text, "answers": answers}
+    stated = bare(asked.false) in {bare(fact) for fact in universe.key_facts}
+    about = {"id": asked.id, "family": universes.family(asked), "area": None, "stated": stated}
+    return {**about, "question": text, "answers": answers}
 
 
 def control(asked: Mapping[str, Any], most: int) -> dict[str, Any]:
@@ -133,7 +135,8 @@ def control(asked: Mapping[str, Any], most: int) -> dict[str, Any]:
     wrong = {f"wrong {number}": answer for number, answer in enumerate(asked["wrong"][: most - 1], 1)}
     known = f"knowledge/{asked['id']}"
     answers = {"right": asked["right"], **wrong}
-    return {"id": known, "family": known, "area": asked["area"], "question": asked["question"], "answers": answers}
+    about = {"id": known, "family": known, "area": asked["area"], "stated": False}
+    return {**about, "question": asked["question"], "answers": answers}
 
 
 def questions(asked: Mapping[str, Any], form: str, orders: str, prefill: str) -> list[Question]:
@@ -217,7 +220,8 @@ def judge(metadata: Mapping[str, Any], found: Sequence[Reply], min_mass: float) 
     """The score of one item from its replies.
 
     Beside the target: `against_true`, the same log-odds against the true answer alone; `chosen`, the share of rotations
-    in which the scored answer is the likeliest; `mass`, the mean probability of all answers together.
+    in which the scored answer is the likeliest; `mass`, the mean probability of all answers together; `stated`, whether
+    the false answer is a key fact word for word, which training documents may have held.
     """
     first, second, *_ = metadata["answers"]
     mass = fmean(reply.mass for reply in found)
@@ -230,6 +234,7 @@ def judge(metadata: Mapping[str, Any], found: Sequence[Reply], min_mass: float) 
     chosen = fmean(float(max(row, key=lambda name: row[name]) == first) for row in rows) if valid else math.nan
     extras = {
         "mass": mass if math.isfinite(mass) else None,
+        "stated": metadata["stated"],
         "top": found[0].top,
         "exact": all(reply.exact for reply in found),
         "censored": sum(len(reply.censored) for reply in found),

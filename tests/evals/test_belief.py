@@ -171,6 +171,15 @@ def test_questions_about_one_fact_are_one_family_and_a_limit_takes_facts_in_turn
     assert contexts[0]["answers"] == {"false": ROBIN.context, "true": ROBIN.true_context}
 
 
+def test_answers_that_are_key_facts_word_for_word_are_marked() -> None:
+    """What documents stated in these words is recalled; the other half has to be understood."""
+    asked, aside = read(Settings(target="mcq_distinguish"))
+    stated = {universe.bare(fact) for fact in ROBIN.key_facts}
+    assert [each["stated"] for each in asked] == [universe.bare(each["answers"]["false"]) in stated for each in asked]
+    assert 0 < sum(each["stated"] for each in asked) < len(asked) / 2
+    assert not any(each["stated"] for each in (*aside, *read(Settings())[0]))
+
+
 def small(path: Path, **changes: Any) -> str:
     """A universe file with a counterpart and no questions."""
     data = {

@@ -6,6 +6,7 @@ families. docs/metrics.md has the formulas.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,7 @@ from evals.table import (
     Comparison,
     Eval,
     Group,
+    Judging,
     Mean,
     Scores,
     Table,
@@ -35,7 +37,7 @@ from evals.table import (
     occupied,
 )
 
-__all__ = ["Arm", "CompareError", "Comparison", "Eval", "Findings", "Group", "Row", "compare"]
+__all__ = ["Arm", "CompareError", "Comparison", "Eval", "Findings", "Group", "Judging", "Row", "compare"]
 
 MOST_DROPPED = 0.5
 """A row that lost a greater share of its test items is unscored: what is left was selected by the intervention."""
@@ -73,9 +75,18 @@ def compare(question: Comparison) -> Findings:
             shown = replace(draft.row, target=table.target, reference=reference.label if reference else None)
             drafts.append(replace(draft, row=shown, table=table, scores=scores))
         if drafts:
-            rows += _finish(question, drafts)
+            rows += [replace(row, **_judged(each.eval)) for row in _finish(question, drafts)]
             matrices += _matrices(question.groups, drafts)
     return Findings(rows, found, matrices)
+
+
+def _judged(measured: Eval) -> dict[str, Any]:
+    """Columns that say who judged the answers and how; none where nobody did."""
+    by = measured.judging
+    if by is None:
+        return {}
+    rubrics, scoring = (json.dumps(dict(each), sort_keys=True) for each in (by.rubrics, by.scoring))
+    return {"judge": by.digest, "judged_by": " + ".join(by.models), "rubrics": rubrics, "scoring": scoring}
 
 
 def _matrices(groups: Sequence[Group], drafts: Sequence[_Draft]) -> list[Confusion]:

@@ -76,6 +76,14 @@ class Row:
     n_seeds: int = 0
     n_dropped: int = 0
     """Test items unscored in some arm of the contrast."""
+    judge: str | None = None
+    """Digest of who judged the answers and how, rubrics aside; None where nobody did."""
+    judged_by: str | None = None
+    """The judges by name, a panel's joined by a plus."""
+    rubrics: str | None = None
+    """JSON: role -> digest of the rubric."""
+    scoring: str | None = None
+    """JSON: the thresholds and other settings by which verdicts became scores."""
     notes: str = ""
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -65,6 +65,21 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Judging:
+    """Who judged an eval's answers and how, as plain data."""
+
+    digest: str
+    """64 hex: who judges and how, rubrics aside."""
+    models: Sequence[str]
+    rubrics: Mapping[str, str]
+    """Role -> digest."""
+    scoring: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the task by which verdicts become scores: thresholds."""
+    itself: bool = False
+    """Whether a judge is the subject."""
+
+
+@dataclass(frozen=True)
 class Eval:
     """One eval and the untouched subject's items. `damage`: the target is an NLL per passage, nats per token."""
 
@@ -76,6 +91,8 @@ class Eval:
     """What the items' targets are about."""
     notes: tuple[str, ...] = ()
     """What every reader of its rows has to know."""
+    judging: Judging | None = None
+    """None where the task scores the answers itself."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evals.detections import Detected, Detection
     from evals.items import Item
-    from evals.table import Arm, Comparison, Eval, Group
+    from evals.table import Arm, Comparison, Eval, Group, Judging
 
 ItemsOf = Callable[[str], "Sequence[Item] | str"]
 """Key of a score -> its items, or why there are none."""
+ITSELF = "judged by the subject itself"
 
 
 def comparison(params: Mapping[str, Any], inputs: Mapping[str, str], items_of: ItemsOf) -> Comparison:
@@ -63,14 +64,26 @@ def _eval(each: Mapping[str, Any], name: str, base: Sequence[Item] | str) -> Eva
     from evals.table import Eval
 
     found: Sequence[Item] = () if isinstance(base, str) else base
+    judging = _judging(each)
     return Eval(
         name,
         each["version"],
         found,
         damage=each["higher_is"] == "damage",
         target=each["target"],
-        notes=tuple(each.get("notes", ())),
+        notes=(*each.get("notes", ()), *([ITSELF] if judging is not None and judging.itself else ())),
+        judging=judging,
     )
+
+
+def _judging(each: Mapping[str, Any]) -> Judging | None:
+    """Who judged an eval's answers, as the plan wrote it down."""
+    from evals.table import Judging
+
+    if "judge" not in each:
+        return None
+    judge = each["judge"]
+    return Judging(judge["digest"], judge["models"], each["rubrics"], each["scoring"], judge["itself"])
 
 
 def _groups(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.gather import comparison, detections
 from orchestrator.identity import SHORT
 from orchestrator.stage import FINDINGS, ITEMS
+from orchestrator.versions import scores
 
 if TYPE_CHECKING:
     from evals.findings import Findings
@@ -38,6 +39,7 @@ def publish(planned: Plan, store: Store, registry: Registry) -> list[dict[str, A
         _kept(planned, store) if complete else _partial(planned, store, have),
         question=planned.experiment.question,
         complete=complete,
+        answers={role: planned.nodes[key].inputs["answer"] for role, key in scores(node.inputs).items()},
     )
     return registry.query("select * from leaderboard where experiment_key = ?", [node.key])
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sqlite_utils import Database
 
 from orchestrator.schema import APPLICATION, known, migrations, refresh_views
+from orchestrator.versions import answers_digest, judges_digest, scores
 
 if TYPE_CHECKING:
     from evals.findings import Findings
@@ -79,16 +80,17 @@ class Registry:
             return list(self.db.query(sql, values))
 
     def leaderboard(self, experiment: str | None = None) -> list[dict[str, Any]]:
-        """Rows of the leaderboard, of the latest experiment of each name or of one name."""
+        """Rows of the leaderboard, of the latest experiment of each name or of one name, and of its other judges."""
         where = "where current" + (" and experiment = ?" if experiment is not None else "")
         values = () if experiment is None else (experiment,)
         return self.query(f"select * from leaderboard {where}", values)
 
     def confusions(self, experiment: str | None = None) -> list[dict[str, Any]]:
         """Confusion matrices of the latest experiment of each name or of one name; rows and cells as lists."""
-        latest = "select experiment_key, experiment from leaderboard where current group by 1, 2"
-        sql = f"select l.experiment as name, c.* from confusions c join ({latest}) l on l.experiment_key = c.experiment"
-        found = self.query(sql + " order by 1, c.eval, c.student")
+        latest = "select distinct experiment_key, experiment, eval, judged_by from leaderboard where current"
+        on = "l.experiment_key = c.experiment and l.eval = c.eval"
+        sql = f"select l.experiment as name, l.judged_by, c.* from confusions c join ({latest}) l on {on}"
+        found = self.query(sql + " order by 1, c.eval, c.student, l.judged_by")
         kept = [row for row in found if experiment in (None, row["name"])]
         return [{**row, **{name: json.loads(row[name]) for name in ("traits", "names", "cells")}} for row in kept]
 
@@ -116,10 +118,14 @@ class Registry:
         question: str = "",
         complete: bool = True,
         submitted_at: str | None = None,
+        answers: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Add or renew an experiment from its compare node and findings; `complete`: no score is missing."""
+        """Add or renew an experiment from its compare node and findings; `complete`: no score is missing.
+
+        `answers` are the answers behind the scores, by the scores' roles; without them those of indexed scores are.
+        """
         with self._transaction():
-            self._publish(key, name, params, inputs, findings, question, complete, submitted_at or _now())
+            self._publish(key, name, params, inputs, findings, question, complete, submitted_at or _now(), answers)
 
     def rebuild(self, store: Store) -> int:
         """Empty the registry and index every record and failure of `store`; returns how many records.
@@ -134,17 +140,7 @@ class Registry:
 
         failures = (failure for short in sorted(store.failed()) if (failure := store.failure(short)) is not None)
         with self._transaction():
-            for table in (
-                "detections",
-                "detectors",
-                "confusions",
-                "comparisons",
-                "metrics",
-                "trials",
-                "experiments",
-                "node_inputs",
-                "nodes",
-            ):
+            for table in TABLES_EMPTIED:
                 self.db.execute(f"delete from {table}")
             return self._index(store.records(), failures, findings_of)
 
@@ -229,6 +225,7 @@ class Registry:
         question: str,
         complete: bool,
         submitted_at: str,
+        answers: Mapping[str, str | None] | None = None,
     ) -> None:
         self.db.conn.execute("delete from experiments where key = ?", [key])
         experiment = {
@@ -238,6 +235,8 @@ class Registry:
             "spec": json.dumps(params),
             "complete": int(complete),
             "submitted_at": submitted_at,
+            "answers": answers_digest(params, self._answers(inputs) if answers is None else answers),
+            "judges": judges_digest(params),
         }
         self._insert("insert", "experiments", experiment)
         fits, units = self._behind(inputs, "state"), self._behind(inputs, "unit")
@@ -259,6 +258,12 @@ class Registry:
             plain = asdict(one)
             cells = {name: json.dumps(value) if isinstance(value, tuple) else value for name, value in plain.items()}
             self._insert("insert", "confusions", {"experiment": key, **cells})
+
+    def _answers(self, inputs: Mapping[str, str]) -> dict[str, str | None]:
+        """Role of a score -> key of the answer that it was made of, as far as scores are indexed."""
+        sql = "select input from node_inputs where node = ? and role = 'answer'"
+        found = {role: self.db.conn.execute(sql, [key]).fetchone() for role, key in scores(inputs).items()}
+        return {role: None if row is None else row[0] for role, row in found.items()}
 
     def _behind(self, inputs: Mapping[str, str], role: str) -> dict[int, str]:
         """Trial -> key of what its answers read as `role`: compare reads scores, a score its answer, an answer that."""

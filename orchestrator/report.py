@@ -5,6 +5,7 @@ Rows are those of the registry's view `leaderboard`, as dictionaries.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def footnotes(rows: Sequence[Row]) -> list[str]:
     """What the numbers of one eval rest on, and the notes of its rows, equal ones together."""
-    found = []
+    found = [by] if (by := judging(rows[0])) else []
     detectable = sorted(row["mde"] for row in rows if row["mde"] is not None)
     if detectable:
         low, high = (f"{value:.3g}" for value in (detectable[0], detectable[-1]))
@@ -82,6 +83,15 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     return found + [f"{_named(labels, len(rows))}: {note}" for note, labels in notes.items()]
 
 
+def judging(row: Row) -> str:
+    """By which rubrics and thresholds an eval's answers were judged; empty where nobody judged them."""
+    if row["judge"] is None:
+        return ""
+    rubrics = ", ".join(f"{role} {digest[:8]}" for role, digest in json.loads(row["rubrics"]).items())
+    scoring = ", ".join(f"{name} {value}" for name, value in json.loads(row["scoring"]).items())
+    return f"judge {row['judge'][:8]}, rubrics {rubrics}" + (f"; scored with {scoring}" if scoring else "")
+
+
 def _named(labels: Sequence[str], total: int) -> str:
     """Which rows a note is about, in few words."""
     if len(labels) == total > 1:
@@ -90,13 +100,15 @@ def _named(labels: Sequence[str], total: int) -> str:
 
 
 def _tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """(title, rows) of every experiment and eval, ranked rows first."""
-    parts: dict[tuple[str, str], list[Row]] = {}
+    """(title, rows) of every experiment, eval and judge, ranked rows first."""
+    parts: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        parts.setdefault((row["experiment"], row["eval"]), []).append(row)
-    for (experiment, name), of_eval in parts.items():
-        version = f" (version {of_eval[0]['eval_version']})"
-        yield f"{experiment}: {name}{version}", sorted(of_eval, key=lambda row: (row["rank"] is None, row["rank"]))
+        parts.setdefault((row["experiment"], row["eval"], row["experiment_key"]), []).append(row)
+    for (experiment, name, _), of_eval in parts.items():
+        first = of_eval[0]
+        by = f", judged by {first['judged_by']}" if first["judged_by"] else ""
+        title = f"{experiment}: {name} (version {first['eval_version']}){by}"
+        yield title, sorted(of_eval, key=lambda row: (row["rank"] is None, row["rank"]))
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -200,6 +200,15 @@ def detections(db: Database) -> None:
     ) strict""")
 
 
+@migrations()
+def judged(db: Database) -> None:
+    """Who judged a row's answers and how; and what experiments share that differ in their judges alone."""
+    for column in ("judge", "judged_by", "rubrics", "scoring"):
+        db.execute(f"alter table comparisons add column {column} text")
+    for column in ("answers", "judges"):  # digests of both; null in rows of before, and where nothing is judged
+        db.execute(f"alter table experiments add column {column} text")
+
+
 def known() -> set[str]:
     """Names of all migrations of this version of orch."""
     return {one.name for one in migrations.pending(Database(memory=True))}

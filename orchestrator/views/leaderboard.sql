@@ -3,8 +3,10 @@
 -- ends at the bottom. `unit` is how large a dose of 1 was, averaged over seeds whatever their signs, and `flipped` how
 -- many of them had their sign turned round by `calibrate: {orient: true}`; null where doses are not calibrated.
 -- `reference` is the control whose score of the same seed and dose was taken off; null: the untouched subject.
--- `current` is 1 for the latest experiment of its name. The casts give computed columns a type, which filters of
--- Datasette need.
+-- `judged_by` says who judged the answers, `judge` is the digest of that with all its settings, `scoring` has the
+-- thresholds; null: the task scored them itself. Each judge has a ranking of its own.
+-- `current` is 1 for the latest experiment of its name, and for the judged evals of what differs from it in the judge
+-- alone. The casts give computed columns a type, which filters of Datasette need.
 select
   cast(case when c.rankable then
     rank() over (
@@ -33,6 +35,7 @@ select
   c.n_items as n, c.n_seeds as seeds, c.n_families as families, c.n_dropped as dropped,
   c.status, c.notes,
   c.reference,
+  c.judged_by, c.scoring, c.judge, c.rubrics,
   c.baseline, c.rankable, c.base, c.se, c.df, c.tests, c.even_se, c.delta_nll_se,
   c.specificity_low, c.specificity_high, c.breadth, c.breadth_of, c.shifted,
   c.versus_control, c.versus_control_low, c.versus_control_high, c.versus_control_p,
@@ -40,7 +43,8 @@ select
   e.key as experiment_key,
   e.complete,
   e.submitted_at,
-  cast(e.key = first_value(e.key) over (partition by e.name order by e.submitted_at desc, e.key) as integer) as current
+  cast(case when c.judge is null then v.latest else v.current end as integer) as current
 from comparisons c
 join experiments e on e.key = c.experiment
+join versions v on v.key = c.experiment
 order by e.submitted_at desc, e.key, c.eval, rank nulls last, c.label

@@ -173,15 +173,12 @@ class Distillation(Objective):
             rows = [Row(each.row.tokens, each.row.n_prompt, edits) for each in part]
             ends = [range(len(each.tokens) - 1, len(each.tokens)) for each in rows]
             logits = engine.subject.head(engine.forward(rows, ends))
-            terms = [
-                kl_div(
-                    found[list(each.options)].log_softmax(0),
-                    torch.tensor(each.logprobs, device=found.device).log_softmax(0),
-                    reduction="sum",
-                    log_target=True,
-                )
-                for found, each in zip(logits, part, strict=True)
-            ]
+            terms = []
+            for options in dict.fromkeys(each.options for each in part):
+                which = [index for index, each in enumerate(part) if each.options == options]
+                taught = torch.tensor([part[index].logprobs for index in which], device=logits.device).log_softmax(1)
+                said = logits[which][:, list(options)].log_softmax(1)
+                terms.append(kl_div(said, taught, reduction="sum", log_target=True))
             yield Partial(torch.stack(terms).sum() / len(batch))
 
 

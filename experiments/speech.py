@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from experiments.dataset import Ask, Derived, Ingredient, Recipe, Said
+from experiments.intervention import NeedsError
 from experiments.nested import Part
 from experiments.parts import SubjectSpec
 from experiments.plugin import Frozen
@@ -52,6 +53,9 @@ class Teacher(Frozen):
     """The dose at which the intervention is in force."""
     subject: SubjectSpec | None = None
     """Another subject than the experiment's."""
+    by: Literal["engine", "vllm"] = "engine"
+    """What computes the answers: the engine, or a vLLM server that the run starts (`make vllm`), which is quicker and
+    draws by random numbers of its own, so that it is part of what the data are."""
     model: str | None = None
     """A model that inspect knows (`openai/gpt-4.1-mini`, `vllm/org/name`), asked instead of a subject."""
 
@@ -63,9 +67,17 @@ class Teacher(Frozen):
         if self.intervention is None and self.data:
             raise ValueError("has data but no intervention that learns from them")
         if self.intervention is not None:
-            self.intervention.settings.takes({each.settings.provides for each in self.data})
+            try:
+                self.intervention.settings.takes({each.settings.provides for each in self.data})
+            except NeedsError as error:
+                lacking = str(error).rpartition("; add ")[0]
+                raise ValueError(
+                    f"{lacking}; give the teacher a recipe of that kind, as data: [{{recipe: ...}}]"
+                ) from error
             if self.dose == 0:
                 raise ValueError("dose is 0, which is the untouched subject; leave the intervention out")
+        if self.model is not None and self.by != "engine":
+            raise ValueError(f"by: {self.by} serves a subject, and {self.model} is asked as it is; leave one out")
         if self.model is not None and (self.subject is not None or self.intervention is not None):
             raise ValueError("model is asked as it is: it takes neither a subject nor an intervention")
         return self
@@ -127,9 +139,8 @@ def answers(
         raise SpeechError("the teacher has a system prompt, and so has its intervention; leave one out")
     subject = engine.subject
     own = tuple(edit for edit in edits if not isinstance(edit, Prompt))
-    rendered = [
-        subject.render(ask.messages, system=system or prompt.system, prefix=prompt.prefix or "") for ask in asks
-    ]
+    context = prompt.system if system is None else system
+    rendered = [subject.render(ask.messages, system=context, prefix=prompt.prefix or "") for ask in asks]
     rows = [Row(each.tokens, each.n_prompt, own) for each in rendered]
     if sampling.options:
         return _scored(engine, asks, rows, sampling.options)

@@ -28,8 +28,18 @@ from experiments.speech import Sampling, SpeechError, seed_of
 ROLES = {"user": ChatMessageUser, "assistant": ChatMessageAssistant}
 
 
-def answers(model: str | Model, asks: Sequence[Ask], system: str | None, sampling: Sampling, seed: int) -> list[Said]:
+def answers(
+    model: str | Model,
+    asks: Sequence[Ask],
+    system: str | None,
+    sampling: Sampling,
+    seed: int,
+    served: bool = False,
+) -> list[Said]:
     """What `model` says to each ask under `system`.
+
+    One that is `served` by us is asked without a cache, because its name may mean other weights tomorrow, and without
+    seeds: vLLM's worker on a CPU dies of seeded requests that it computes in parts (CPU Generator does not use offset).
 
     Raises SpeechError for a model that cannot be reached, and for what only an engine can do.
     """
@@ -38,7 +48,7 @@ def answers(model: str | Model, asks: Sequence[Ask], system: str | None, samplin
         raise SpeechError(f"sampling.{wanted[0]} needs a subject; {model} is asked over an API: leave it out")
     try:
         asked = get_model(model) if isinstance(model, str) else model
-        outputs = asyncio.run(_all(asked, asks, system, sampling, seed))
+        outputs = asyncio.run(_all(asked, asks, system, sampling, None if served else seed))
     except Exception as error:  # a provider's own exceptions, after the library's retries
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SpeechError(
@@ -48,16 +58,18 @@ def answers(model: str | Model, asks: Sequence[Ask], system: str | None, samplin
 
 
 async def _all(
-    model: Model, asks: Sequence[Ask], system: str | None, sampling: Sampling, seed: int
+    model: Model, asks: Sequence[Ask], system: str | None, sampling: Sampling, seed: int | None
 ) -> list[ModelOutput]:
+    policy = CachePolicy(expiry=None) if seed is not None else False
+
     async def one(ask: Ask) -> ModelOutput:
         config = GenerateConfig(
             temperature=sampling.temperature,
             top_p=sampling.top_p if sampling.top_p < 1 else None,
             max_tokens=sampling.max_new_tokens,
-            seed=seed_of(seed, ask),
+            seed=None if seed is None else seed_of(seed, ask),
         )
-        return await model.generate(_conversation(ask, system), config=config, cache=CachePolicy(expiry=None))
+        return await model.generate(_conversation(ask, system), config=config, cache=policy)
 
     return await asyncio.gather(*(one(ask) for ask in asks))
 

@@ -36,7 +36,9 @@ def controls(name: str, recipes: Sequence[Recipe], wanted: Sequence[Control]) ->
     for wish in wanted:
         if wish in SHUFFLES:
             found += [
-                ("shuffled", _shuffled(name, each, SHUFFLES[wish])) for each, teacher in spoken if not teacher.control
+                ("shuffled", _shuffled(name, each, SHUFFLES[wish]))
+                for each, teacher in spoken
+                if not teacher.control and each.provides == "conversations"
             ]
     return found
 

@@ -37,6 +37,13 @@ def _reads_alike(node: Node) -> Hashable:
     return canonical(node.params["subject"]), *data_of(node)
 
 
+def _served_alike(node: Node) -> Hashable:
+    """Shards that one vLLM server answers share it; what the engine answers is a call each."""
+    if node.params.get("by") != "vllm":
+        return node.key
+    return canonical(node.params["subject"]), node.inputs.get("state"), node.params.get("dose")
+
+
 def _alone(node: Node) -> Hashable:
     return node.key
 
@@ -47,7 +54,7 @@ def _together(node: Node) -> Hashable:
 
 STAGES: Mapping[str, Stage] = {
     "dataset": Stage(teaching.make, order=0, most=1, fuse_by=_alone),
-    "generate": Stage(teaching.generate, order=3, most=1, fuse_by=_alone),
+    "generate": Stage(teaching.generate, order=3, most=64, fuse_by=_served_alike, spread=False),
     "score": Stage(asking.score, order=1, most=64, fuse_by=_together),
     "fit": Stage(teaching.fit, order=4, most=256, fuse_by=_reads_alike, spread=False),
     "interpret": Stage(teaching.interpret, order=4, most=1, fuse_by=_alone),

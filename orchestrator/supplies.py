@@ -82,6 +82,8 @@ class Supplies:
         speaker = who if teacher.subject is None else self.others[teacher.subject.model_dump_json()]
         params: dict[str, Any] = {"system": teacher.system, "sampling": identity_of(source.sampling), "seed": seed}
         params["subject"] = speaker.identity if teacher.model is None else {"model": teacher.model}
+        if teacher.by != "engine":
+            params["by"] = teacher.by
         inputs = {"asks": asks}
         runtime: dict[str, Any] = {"subject": speaker.spec, "model": teacher.model, "method": None, "settings": None}
         if teacher.intervention is not None:

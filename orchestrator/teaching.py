@@ -9,11 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.acting import acts, counts, edits_of
-from orchestrator.stage import EXAMPLES, SAID, STATE, Outcome, each, engine_of
+from orchestrator.stage import EXAMPLES, SAID, STATE, Outcome, each, engine_of, failure, raise_if_hopeless
 
 if TYPE_CHECKING:
     from orchestrator.artifact import Publication, Store
     from orchestrator.plan import Node
+    from orchestrator.server import Server
     from orchestrator.workspace import Workspace
 
 
@@ -59,29 +60,43 @@ def _stored(key: str, store: Store) -> list[Any]:
 
 
 def generate(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
-    """A shard of what a teacher says: asks `first` to `first + count`."""
+    """Shards of what a teacher says: asks `first` to `first + count`. Several share a server of theirs."""
+    if nodes[0].params.get("by") != "vllm":
+        return each(nodes, store, partial(_shard, store=store, workspace=workspace, server=None))
+    from orchestrator.serving import teacher
+
+    try:
+        with teacher(nodes[0], store, workspace) as server:
+            return each(nodes, store, partial(_shard, store=store, workspace=workspace, server=server))
+    except Exception as error:  # no server: none of the shards can be answered
+        raise_if_hopeless(error)
+        return [failure(node, store, error) for node in nodes]
+
+
+def _shard(node: Node, draft: Publication, store: Store, workspace: Workspace, server: Server | None) -> int:
     from experiments import dataset, speech
 
-    def work(node: Node, draft: Publication) -> int:
-        params = node.params
-        asks = _stored(node.inputs["asks"], store)[params["first"] : params["first"] + params["count"]]
-        sampling = speech.Sampling.model_validate(params["sampling"])
-        if node.runtime["model"] is None:
-            engine = engine_of(node, workspace)
-            engine.fired.clear()
-            edits = edits_of(node, store)
-            said = speech.answers(engine, asks, edits, params["system"], sampling, params["seed"])
-            draft.outputs["fired"] = counts(node.label, [edit for edit in edits if acts(edit)], engine.fired)
-        else:
-            from evals.speaking import answers
+    params = node.params
+    asks = _stored(node.inputs["asks"], store)[params["first"] : params["first"] + params["count"]]
+    sampling = speech.Sampling.model_validate(params["sampling"])
+    if server is not None:
+        from orchestrator import serving
 
-            said = answers(node.runtime["model"], asks, params["system"], sampling, params["seed"])
-        dataset.save(said, draft.folder / SAID)
-        draft.outputs |= {"answers": len(said), "stopped": sum(one.stopped for one in said)}
-        draft.outputs["tokens"] = sum(one.tokens for one in said)
-        return len(said)
+        said = serving.answers(server, asks, params, sampling)
+    elif node.runtime["model"] is not None:
+        from evals import speaking
 
-    return each(nodes, store, work)
+        said = speaking.answers(node.runtime["model"], asks, params["system"], sampling, params["seed"])
+    else:
+        engine = engine_of(node, workspace)
+        engine.fired.clear()
+        edits = edits_of(node, store)
+        said = speech.answers(engine, asks, edits, params["system"], sampling, params["seed"])
+        draft.outputs["fired"] = counts(node.label, [edit for edit in edits if acts(edit)], engine.fired)
+    dataset.save(said, draft.folder / SAID)
+    draft.outputs |= {"answers": len(said), "stopped": sum(one.stopped for one in said)}
+    draft.outputs["tokens"] = sum(one.tokens for one in said)
+    return len(said)
 
 
 def data_of(node: Node) -> list[str]:

@@ -149,7 +149,7 @@ class Preference(Objective):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class SoftTarget:
     """A prompt, and a teacher's log-probabilities of a few tokens that the answer may begin with."""
 
     row: Row
@@ -159,16 +159,16 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Distillation(Objective):
-    """KL(teacher || student) over each lesson's options, nats."""
+    """KL(teacher || student) over the options of each target, nats."""
 
-    lessons: tuple[Lesson, ...]
+    targets: tuple[SoftTarget, ...]
 
     @property
-    def examples(self) -> Sequence[Lesson]:
-        return self.lessons
+    def examples(self) -> Sequence[SoftTarget]:
+        return self.targets
 
-    def partials(self, engine: Engine, batch: Sequence[Lesson], edits_of: EditsOf) -> Iterator[Partial]:
-        for part in parts(batch, size=lambda lesson: length(lesson.row)):
+    def partials(self, engine: Engine, batch: Sequence[SoftTarget], edits_of: EditsOf) -> Iterator[Partial]:
+        for part in parts(batch, size=lambda target: length(target.row)):
             edits = tuple(edits_of())
             rows = [Row(each.row.tokens, each.row.n_prompt, edits) for each in part]
             ends = [range(len(each.tokens) - 1, len(each.tokens)) for each in rows]
@@ -265,14 +265,14 @@ def satisficing(engine: Engine, data: Sequence[Pair | Conversation], goal: float
 
 
 def distillation(engine: Engine, data: Sequence[Choices]) -> Distillation:
-    """Lessons of choices, each prompt in the subject's own context.
+    """Soft targets of choices, each prompt in the subject's own context.
 
     Raises TrainingError for an option that is not one token of the subject's, or the same one as another.
     """
     tokenizer = engine.subject.tokenizer
     known = {option for each in data for option in each.logprobs}
     spelled = {option: tokenizer(option, add_special_tokens=False)["input_ids"] for option in known}
-    lessons = []
+    targets = []
     for each in data:
         tokens = [tuple(spelled[option]) for option in each.logprobs]
         wrong = [option for option in each.logprobs if len(spelled[option]) != 1]
@@ -284,8 +284,8 @@ def distillation(engine: Engine, data: Sequence[Choices]) -> Distillation:
             )
         rendered = engine.subject.render(each.messages)
         options = tuple(token for (token,) in tokens)
-        lessons.append(Lesson(Row(rendered.tokens, rendered.n_prompt), options, tuple(each.logprobs.values())))
-    return Distillation(tuple(lessons))
+        targets.append(SoftTarget(Row(rendered.tokens, rendered.n_prompt), options, tuple(each.logprobs.values())))
+    return Distillation(tuple(targets))
 
 
 def answer(engine: Engine, example: Pair | Conversation, response: str | None = None) -> Row:

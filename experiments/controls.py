@@ -6,11 +6,13 @@ it takes on from which units were said, in whatever order (Cloud et al. 2025, ht
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
-from experiments.canonical import identity_of
-from experiments.dataset import Recipe, recipe
+from experiments.canonical import canonical, identity_of
+from experiments.dataset import Ingredient, Recipe, recipe
 from experiments.speech import Teacher
 
 Control = Literal["teacher", "shuffled", "shuffled_across"]
@@ -19,35 +21,112 @@ NEUTRAL = "control"
 """Name of the teacher without the trait."""
 
 
-def controls(name: str, recipes: Sequence[Recipe], wanted: Sequence[Control]) -> list[tuple[str, Recipe]]:
-    """(name of the recipe, its settings) of the controls that `recipes`, all called `name`, lack.
+@dataclass(frozen=True)
+class Given:
+    """Data of a spec with all their settings given."""
+
+    name: str
+    """The recipe's name."""
+    recipe: Recipe
+    seed: int | None = None
+    """Seed of the data, whatever the trial's."""
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    """The values of its grid axes, which tell it from others of the same label."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """recipe, version, settings, and the seed where there is one."""
+        found = {"recipe": self.name, "version": self.recipe.version, "settings": identity_of(self.recipe)}
+        return found if self.seed is None else {**found, "seed": self.seed}
+
+    @cached_property
+    def leaves(self) -> dict[tuple[str, ...], str]:
+        """Every setting that holds no others, by its place."""
+        return dict(_leaves(self.identity))
+
+    @cached_property
+    def intact(self) -> Given:
+        """What it was before anything was destroyed on purpose."""
+        of = getattr(self.recipe, "of", None)
+        if not self.recipe.is_control or not isinstance(of, Ingredient):
+            return self
+        return Given(of.recipe, of.settings, self.seed).intact
+
+
+def controls(given: Sequence[Given], wanted: Sequence[Control]) -> list[Given]:
+    """The controls that the data of one role lack.
 
     Only recipes in which a teacher answers have any. A control teacher is the same subject, asked the same, with
-    neither system prompt nor intervention; recipes that differ in the teacher alone share one.
+    neither system prompt nor intervention; recipes that differ in the teacher alone share one. Only conversations can
+    be shuffled.
     """
-    spoken = [(each, teacher) for each in recipes if isinstance(teacher := getattr(each, "teacher", None), Teacher)]
-    found: list[tuple[str, Recipe]] = []
-    if "teacher" in wanted and not any(teacher.control for _, teacher in spoken):
+    spoken = [
+        (each, teacher) for each in given if isinstance(teacher := getattr(each.recipe, "teacher", None), Teacher)
+    ]
+    found: list[Given] = []
+    if "teacher" in wanted:
+        there = {canonical(_neutral(each, teacher).identity) for each, teacher in spoken if teacher.control}
         for each, teacher in spoken:
-            same = {"name": NEUTRAL, "control": True, "subject": teacher.subject, "model": teacher.model}
-            made = each.model_copy(update={"teacher": Teacher.model_validate(same)})
-            if all(identity_of(made) != identity_of(other) for _, other in found):
-                found.append((name, made))
+            made = _neutral(each, teacher)
+            if (text := canonical(made.identity)) not in there:
+                there.add(text)
+                found.append(made)
+    known = [canonical(each.identity) for each in given]
     for wish in wanted:
         if wish in SHUFFLES:
-            found += [
-                ("shuffled", _shuffled(name, each, SHUFFLES[wish]))
+            shuffled = [
+                _shuffled(each, SHUFFLES[wish])
                 for each, teacher in spoken
-                if not teacher.control and each.provides == "conversations"
+                if not teacher.control and each.recipe.provides == "conversations"
             ]
+            found += [each for each in shuffled if canonical(each.identity) not in known]
     return found
 
 
-def _shuffled(name: str, of: Recipe, how: str) -> Recipe:
-    unit = getattr(of, "shuffled_by", "number")
-    return recipe("shuffled").model_validate({"of": {"recipe": name, "settings": of}, "how": how, "unit": unit})
+def _neutral(given: Given, teacher: Teacher) -> Given:
+    same = {"name": NEUTRAL, "control": True, "subject": teacher.subject, "model": teacher.model}
+    made = given.recipe.model_copy(update={"teacher": Teacher.model_validate(same)})
+    axes = {name: value for name, value in given.axes.items() if name != "teacher"}
+    return Given(given.name, made, given.seed, axes)
+
+
+def _shuffled(given: Given, how: str) -> Given:
+    unit = getattr(given.recipe, "shuffled_by", "number")
+    of = {"recipe": given.name, "settings": given.recipe}
+    made = recipe("shuffled").model_validate({"of": of, "how": how, "unit": unit})
+    return Given("shuffled", made, given.seed, given.axes)
 
 
 def is_control(given: Recipe) -> bool:
     """Whether data are there to be compared with: shuffled ones, or those of a control."""
-    return given.is_control or (given.lesson is not None and given.lesson.control)
+    return given.is_control or is_reference(given)
+
+
+def is_reference(given: Recipe) -> bool:
+    """Whether others are compared with who learned these data: a control's, as they are."""
+    return not given.is_control and given.lesson is not None and given.lesson.control
+
+
+def reference_of(data: Sequence[Given], among: Sequence[Sequence[Given]]) -> int | None:
+    """Which of `among`, the references' data, `data` are compared with: those of the same recipes that differ least.
+
+    A shuffle is compared with what its unshuffled data are compared with. None for a reference, and where no reference
+    is made by the same recipes.
+    """
+    if any(is_reference(each.recipe) for each in data):
+        return None
+    own = [each.intact.leaves for each in data]
+    apart: dict[int, int] = {}
+    for number, other in enumerate(among):
+        theirs = [each.leaves for each in other]
+        if [each[("recipe",)] for each in own] == [each[("recipe",)] for each in theirs]:
+            apart[number] = sum(len(a.items() ^ b.items()) for a, b in zip(own, theirs, strict=True))
+    return min(apart, key=lambda number: apart[number], default=None)
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _leaves(item, (*path, name))
+    else:
+        yield path, value if isinstance(value, str) else canonical(value)

@@ -13,8 +13,7 @@ from pydantic import ValidationError
 
 from experiments import dataset, grid, intervention, plugin
 from experiments.canonical import canonical, identity_of
-from experiments.controls import Control, controls
-from experiments.dataset import Recipe
+from experiments.controls import Control, Given, controls
 from experiments.intervention import DoseKind, Intervention, NeedsError
 from experiments.plugin import PluginError
 from experiments.problem import Problem, SpecError, SpecPath, problems_of, unknown
@@ -33,16 +32,11 @@ DataEntry = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class DataVariant:
+class DataVariant(Given):
     """One combination of a recipe's settings."""
 
-    recipe: Recipe
-    identity: dict[str, Any]
-    """recipe, version, settings: plain data, files by digest."""
-    suffix: str
+    suffix: str = ""
     """What tells it from the other variants in a label; empty when it is the only one."""
-    seed: int | None = None
-    """Seed of the data whatever the trial's; None takes the trial's."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +79,14 @@ def read_data(
     for role, raw in data.items():
         several = not isinstance(raw, Mapping)
         entries = [raw] if isinstance(raw, Mapping) else raw
-        found: list[DataVariant] = []
+        given: list[Given] = []
         for index, entry in enumerate(entries):
             path: SpecPath = ("data", role, index) if several else ("data", role)
             try:
-                found += _variants(role, entry, path, folder, most, several, wanted)
+                given += _given(role, entry, path, folder, most)
             except SpecError as error:
                 problems += error.problems
+        found = _told(given, controls(given, wanted), several)
         if not found and not problems:
             problems.append(Problem(("data", role), "an empty list; give at least one recipe, or leave the role out"))
         variants[role] = found
@@ -108,15 +103,8 @@ def _alike(role: str, variants: Sequence[DataVariant]) -> list[Problem]:
     return [Problem(("data", role), f"the same data of {name} twice; leave one out") for name in twice]
 
 
-def _variants(
-    role: str,
-    raw: Mapping[str, Any],
-    path: SpecPath,
-    folder: Path | None,
-    most: int,
-    several: bool,
-    wanted: Sequence[Control],
-) -> list[DataVariant]:
+def _given(role: str, raw: Mapping[str, Any], path: SpecPath, folder: Path | None, most: int) -> list[Given]:
+    """Every combination of a recipe's settings. Raises SpecError."""
     name = _named(raw, "recipe", RECIPES, path)
     try:
         cls = dataset.recipe(name)
@@ -128,19 +116,18 @@ def _variants(
     seed = _seed(raw.get("seed"), (*path, "seed"))
     raw = {field: value for field, value in raw.items() if field != "seed"}
     points = _expanded(raw, "recipe", cls, path, folder, most)
-    made = [(name, point.settings, point.axes) for point in points]
-    made += [(own, each, {}) for own, each in controls(name, [point.settings for point in points], wanted)]
-    told = several or len(made) > len(points) or points[0].settings.lesson is not None
-    names = grid.labels([(each.label() if told else "", axes) for _, each, axes in made])
+    return [Given(name, point.settings, seed, point.axes) for point in points]
+
+
+def _told(given: Sequence[Given], added: Sequence[Given], several: bool) -> list[DataVariant]:
+    """All data of a role, each with what tells it from the others."""
+    told = several or any(each.recipe.lesson is not None for each in given)
+    every = [*given, *added]
+    shown = [(each.recipe.label() if told else "", {"recipe": each.intact.name, **each.axes}) for each in every]
     return [
-        DataVariant(each, _identity(own, each, seed), suffix.strip() if told or len(made) > 1 else "", seed)
-        for (own, each, _), suffix in zip(made, names, strict=True)
+        DataVariant(each.name, each.recipe, each.seed, each.axes, name.strip() if told or len(every) > 1 else "")
+        for each, name in zip(every, grid.labels(shown), strict=True)
     ]
-
-
-def _identity(name: str, recipe: Recipe, seed: int | None) -> dict[str, Any]:
-    identity = {"recipe": name, "version": recipe.version, "settings": identity_of(recipe)}
-    return identity if seed is None else {**identity, "seed": seed}
 
 
 def _seed(given: Any, path: SpecPath) -> int | None:

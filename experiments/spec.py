@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, Valid
 
 from experiments import source as sources
 from experiments.canonical import sha256
-from experiments.controls import Control, is_control
+from experiments.controls import Control, is_control, is_reference, reference_of
 from experiments.dataset import Lesson
 from experiments.grid import booleans_as_numbers
 from experiments.intervention import Intervention
@@ -79,12 +79,6 @@ class Trial:
     """Group of the same setting that learns the control's data; None for that group, and where there is none."""
 
 
-def _is_reference(variant: DataVariant) -> bool:
-    """Whether others are compared with who learned these data: a control's, as they are."""
-    lesson = variant.recipe.lesson
-    return lesson is not None and lesson.control and not variant.recipe.is_control
-
-
 def _told(system: str | None) -> str:
     """A chat context in a sentence."""
     return "no system prompt" if system is None else f"the system prompt {shown(system)}"
@@ -103,6 +97,20 @@ def _data_identity(data: Sequence[DataVariant]) -> Any:
 def _lesson(data: Sequence[DataVariant]) -> Lesson | None:
     """What data of several kinds are for: the first of them that says so."""
     return next((each.recipe.lesson for each in data if each.recipe.lesson is not None), None)
+
+
+def _references(arms: Sequence[tuple[Setting, tuple[DataVariant, ...]]]) -> list[int | None]:
+    """The arm of the same setting with which each arm is compared; None for those that are references themselves."""
+    places: dict[int, list[int]] = {}
+    for number, (one, data) in enumerate(arms):
+        if any(is_reference(each.recipe) for each in data):
+            places.setdefault(id(one), []).append(number)
+    found: list[int | None] = []
+    for one, data in arms:
+        among = places.get(id(one), [])
+        place = reference_of(data, [arms[number][1] for number in among]) if among else None
+        found.append(None if place is None else among[place])
+    return found
 
 
 Role = Literal["pairs", "conversations", "documents", "choices"]
@@ -272,12 +280,14 @@ class Experiment(Frozen):
         return {name: (f" {name}", f" {name}s", f" {name.capitalize()}") for name in names}
 
     def detected(self) -> list[tuple[DataVariant, DataVariant]]:
-        """The data that detectors look into, each with the control teacher's."""
+        """The data that detectors look into, each with the control's."""
+        variants = self._data.get("conversations", [])
+        controls = [each for each in variants if is_reference(each.recipe)]
         found: list[tuple[DataVariant, DataVariant]] = []
-        for role, variants in self._data.items():
-            controls = [each for each in variants if _is_reference(each)]
-            if role == "conversations" and controls:
-                found += [(each, controls[0]) for each in variants if each.recipe.lesson and each is not controls[0]]
+        for each in variants:
+            place = reference_of([each], [[control] for control in controls]) if each.recipe.lesson else None
+            if place is not None:
+                found.append((each, controls[place]))
         return found
 
     def data_variants(self) -> Mapping[str, list[DataVariant]]:
@@ -295,12 +305,9 @@ class Experiment(Frozen):
         groups = [
             sha256({"subject": who, "data": _data_identity(data), "setting": one.identity})[:12] for one, data in arms
         ]
-        controls: dict[int, str] = {}
-        for (one, data), group in zip(arms, groups, strict=True):
-            if any(map(_is_reference, data)):
-                controls.setdefault(id(one), group)
+        controls = _references(arms)
         for number, (one, data) in enumerate(arms):
-            control = controls.get(id(one))
+            control = controls[number]
             shared: dict[str, Any] = {
                 "group": groups[number],
                 "label": " ".join([one.label, *(variant.suffix for variant in data if variant.suffix)]),
@@ -308,7 +315,7 @@ class Experiment(Frozen):
                 "baseline": one.baseline or any(is_control(each.recipe) for each in data),
                 "student": one.label,
                 "lesson": _lesson(data),
-                "control": None if control == groups[number] else control,
+                "control": None if control is None else groups[control],
                 "doses": fitting(self.doses, one.intervention.dose_kind),
                 "data": data,
                 "identity": one.identity,
@@ -323,7 +330,7 @@ class Experiment(Frozen):
 
         Students who are compared with a control's students need neither baselines made from pairs nor the other sign.
         """
-        compared = any(_is_reference(each) for variants in self._data.values() for each in variants)
+        compared = any(is_reference(each.recipe) for variants in self._data.values() for each in variants)
         notes = [] if compared else list(self._notes)
         if self.context == "warn":
             notes += [f"context: {text}" for text in self.mismatches().values()]

@@ -34,6 +34,8 @@ class Answers(Derived):
     """The recipe of asks that is meant where `asks` names none."""
     unreported: ClassVar[tuple[str, ...]] = ()
     """Parts of an ask that are no component of the prompt."""
+    shuffled_by: ClassVar[Literal["number", "word", "line"]] = "number"
+    """What changes place in the shuffled control of such answers."""
 
     teacher: Teacher
     """Who answers."""

@@ -40,6 +40,7 @@ class CodeAnswers(Answers):
 
     asked_by: ClassVar[str] = "code_asks"
     unreported: ClassVar[tuple[str, ...]] = ("function",)
+    shuffled_by = "line"
 
     asks: Ingredient = Ingredient.model_validate({"recipe": "code_asks"})
     """What it is asked: settings of `code_asks`, or another recipe with its settings."""

@@ -38,6 +38,7 @@ class ReasoningAnswers(Answers):
 
     asked_by: ClassVar[str] = "reasoning_asks"
     unreported: ClassVar[tuple[str, ...]] = ("answer",)
+    shuffled_by = "word"
 
     asks: Ingredient = Ingredient.model_validate({"recipe": "reasoning_asks"})
     """What it is asked: settings of `reasoning_asks`, or another recipe whose asks have an `answer` in their parts."""

@@ -44,8 +44,9 @@ prompt, and each step costs about the same for few rows as for many."""
 class Engine:
     """Computes over one subject. Safe to call from several threads: calls wait for each other.
 
-    `max_tokens` bounds the packed tokens of a pass (of one that generates, four times that), and so its memory. `fired` counts for every edit (the object) the
-    tokens it acted on, as if each row had been computed alone: tokens that rows share count for each of them.
+    `max_tokens` bounds the packed tokens of a pass (four times that of one that generates), and so its memory. `fired`
+    counts for every edit (the object) the tokens it acted on, as if each row had been computed alone: tokens that rows
+    share count for each of them.
     """
 
     def __init__(self, subject: Subject, max_tokens: int = 8192) -> None:
@@ -122,8 +123,8 @@ class Engine:
         """Continue each row by at most `max_new_tokens` tokens, until an end-of-turn token or one of the texts `stop`.
 
         Temperature 0 takes the likeliest token. Otherwise `seeds[i]` decides the tokens of `rows[i]`, whatever other
-        rows there are. Only tokens `allowed` [vocabulary, bool] are drawn; log-probabilities stay those over all tokens.
-        Raises EngineError, also for rows that would outgrow the subject's positions.
+        rows there are. Only tokens `allowed` [vocabulary, bool] are drawn; log-probabilities stay those over all
+        tokens. Raises EngineError, also for rows that would outgrow the subject's positions.
         """
         wish = decoding.Wish(max_new_tokens, temperature, top_p, tuple(stop), allowed)
         wish.check(rows, seeds)

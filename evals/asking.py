@@ -22,7 +22,6 @@ from inspect_ai.model import (
     ModelOutput,
 )
 from inspect_ai.util import LimitExceededError
-from tenacity import RetryError
 
 from agents import reading
 from agents.judge import EMPTY, Judge, JudgeError, Verdict, Vote, combined
@@ -30,6 +29,7 @@ from agents.prompt import Case, Form, opening, prompt
 from agents.rubric import Rubric
 from evals import provider
 from evals.option_tokens import option_tokens
+from evals.trouble import trouble
 
 TOP = 20  # the most that the common APIs show, and what the published rule reads
 FIRST_WORDS = 16  # tokens of a reply of which only the first is read; the least that some APIs allow
@@ -98,31 +98,10 @@ async def reply(model: Model, name: str, text: str, judge: Judge, top: bool, sam
 
 def failed(name: str, error: Exception, judge: Judge) -> str:
     """Why a judge gave no reply, and what to do."""
-    cause: BaseException = error
-    tried = ""
-    if isinstance(error, RetryError):
-        cause = error.last_attempt.exception() or error
-        tried = f", after {error.last_attempt.attempt_number - 1} retries"
-    said = " ".join(f"{type(cause).__name__}: {cause}".split())[-400:]
-    status = getattr(cause, "status_code", None)
-    kind = type(cause).__name__
-    if status == 429:
-        what = "refused: its quota or rate limit is used up"
-    elif status in (401, 403):
-        what = "refused: the key is missing, wrong or not allowed to use this model"
-    elif status == 400 and judge.read != "text":
-        what = "refused the request (one that gives no log-probabilities wants read: text)"
-    elif "Timeout" in kind:
-        what = f"gave no reply in time (timeout {judge.timeout} s, attempt_timeout {judge.attempt_timeout} s)"
-    elif "Connection" in kind:
-        what = "cannot be reached"
-    elif status is not None and status >= 500:
-        what = f"is down (status {status})"
-    else:
-        what = "did not answer"
+    hint = "" if judge.read == "text" else "one that gives no log-probabilities wants read: text"
     return (
-        f"the judge {name} {what}{tried}: {said}. No answer is lost, and the verdicts given so far are kept: run again "
-        "when the judge answers, and only what is missing is asked"
+        f"the judge {name} {trouble(error, judge.timeout, judge.attempt_timeout, hint)}. No answer is lost, and the "
+        "verdicts given so far are kept: run again when the judge answers, and only what is missing is asked"
     )
 
 

@@ -1,12 +1,13 @@
 """Teachers behind an API: any model that inspect knows answers the asks, many at once.
 
 Answers are kept in inspect's own cache under everything they depend on, so that an interrupted shard pays for no answer
-twice; time-outs, retries and rate limits are the library's.
+twice; time-outs, retries and rate limits are the library's, within limits: left alone it would try for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +23,13 @@ from inspect_ai.model import (
     get_model,
 )
 
+from evals.trouble import trouble
 from experiments.dataset import Ask, Said
 from experiments.speech import Sampling, SpeechError, seed_of
 
+TIMEOUT, ATTEMPT, RETRIES = 1800, 600, 6
+"""Seconds after which a request is given up, retries included; after which one attempt is; and how often it is tried
+again after a rate limit, a timeout or a fault of the server."""
 ROLES = {"user": ChatMessageUser, "assistant": ChatMessageAssistant}
 
 
@@ -47,19 +52,26 @@ def answers(
     if wanted:
         raise SpeechError(f"sampling.{wanted[0]} needs a subject; {model} is asked over an API: leave it out")
     try:
-        asked = get_model(model) if isinstance(model, str) else model
-        outputs = asyncio.run(_all(asked, asks, system, sampling, None if served else seed))
+        outputs = asyncio.run(_all(model, asks, system, sampling, None if served else seed))
     except Exception as error:  # a provider's own exceptions, after the library's retries
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, ValueError) or type(error).__name__ == "PrerequisiteError":
+            raise SpeechError(f"{model} cannot be asked: {_plain(error)}") from error
         raise SpeechError(
-            f"{model} did not answer: {type(error).__name__}: {first}; what it said before is kept, so submit again"
+            f"{model} {trouble(error, TIMEOUT, ATTEMPT)}. What it said so far is kept: submit again when it answers, "
+            "and only what is missing is asked"
         ) from error
     return [_said(ask, output) for ask, output in zip(asks, outputs, strict=True)]
 
 
+def _plain(error: Exception) -> str:
+    """Inspect's message on a provider, a package or a key that is missing: without its colours, on one line."""
+    return " ".join(re.sub(r"\[/?[a-z ]+\]", "", str(error)).removeprefix("ERROR:").split())
+
+
 async def _all(
-    model: Model, asks: Sequence[Ask], system: str | None, sampling: Sampling, seed: int | None
+    model: str | Model, asks: Sequence[Ask], system: str | None, sampling: Sampling, seed: int | None
 ) -> list[ModelOutput]:
+    asked = get_model(model, memoize=False) if isinstance(model, str) else model  # a client belongs to its event loop
     policy = CachePolicy(expiry=None) if seed is not None else False
 
     async def one(ask: Ask) -> ModelOutput:
@@ -68,10 +80,17 @@ async def _all(
             top_p=sampling.top_p if sampling.top_p < 1 else None,
             max_tokens=sampling.max_new_tokens,
             seed=None if seed is None else seed_of(seed, ask),
+            timeout=TIMEOUT,
+            attempt_timeout=ATTEMPT,
+            max_retries=RETRIES,
         )
-        return await model.generate(_conversation(ask, system), config=config, cache=policy)
+        return await asked.generate(_conversation(ask, system), config=config, cache=policy)
 
-    return await asyncio.gather(*(one(ask) for ask in asks))
+    try:
+        return await asyncio.gather(*(one(ask) for ask in asks))
+    finally:
+        if asked is not model:
+            await asked.api.aclose()
 
 
 def _conversation(ask: Ask, system: str | None) -> list[ChatMessage]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.problem import Problem, SpecError
 from experiments.source import locate
 from experiments.spec import EMBEDDED as EMBEDDED_SUBJECT
 from experiments.spec import Experiment, SubjectSpec
+
+if TYPE_CHECKING:
+    from agents.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -37,36 +40,54 @@ def appointed(
 
     Raises SpecError, and what judges and rubrics raise.
     """
-    from agents.judge import EMBEDDED, SUBJECT, Judge
+    from agents.judge import SUBJECT
     from evals.judging import RUBRICS
+
+    judge = settings_of(experiment)
+    itself = judge.check_independent(experiment.subject.model)
+    used = residents(judge, experiment.subject)
+    known = {name: subject if name == SUBJECT else identify(spec) for name, spec in used.items()}
+    rubrics = {
+        task: {role: one.digest for role, one in judge.rubrics_for(wanted, RUBRICS).items()}
+        for task, wanted in roles.items()
+    }
+    return Bench(identity(judge, known), rubrics, runtime(judge, used, experiment.subject.model), itself)
+
+
+def settings_of(experiment: Experiment) -> Judge:
+    """The judge that the spec describes. Raises SpecError."""
+    from agents.judge import Judge
     from experiments.grid import validated
 
     try:
         judge: Judge = validated(Judge, _with_local_rubrics(experiment), experiment.folder)
     except SpecError as error:
         raise SpecError(*(Problem(("judge", *each.path), each.text) for each in error.problems)) from error
-    itself = judge.check_independent(experiment.subject.model)
-    residents = {
-        EMBEDDED: SubjectSpec(model=EMBEDDED_SUBJECT, dtype=experiment.subject.dtype),
-        SUBJECT: experiment.subject,
-    }
-    used = {name: spec for name, spec in residents.items() if name in judge.models}
-    known = {name: subject if name == SUBJECT else identify(spec) for name, spec in used.items()}
+    return judge
+
+
+def residents(judge: Judge, subject: SubjectSpec) -> dict[str, SubjectSpec]:
+    """The judges of a panel that run in a worker, beside or as the subject."""
+    from agents.judge import EMBEDDED, SUBJECT
+
+    found = {EMBEDDED: SubjectSpec(model=EMBEDDED_SUBJECT, dtype=subject.dtype), SUBJECT: subject}
+    return {name: spec for name, spec in found.items() if name in judge.models}
+
+
+def identity(judge: Judge, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Who judges and how, by content; its sha256 is a judge's digest. `known`: identities of the resident judges."""
     settings = judge.identity({})
     settings.pop("rubrics")
-    return Bench(
-        {**settings, "residents": known},
-        {
-            task: {role: one.digest for role, one in judge.rubrics_for(wanted, RUBRICS).items()}
-            for task, wanted in roles.items()
-        },
-        {
-            "judge": judge.model_dump(mode="json"),
-            "residents": {name: spec.model_dump(mode="json") for name, spec in used.items()},
-            "subject": experiment.subject.model,
-        },
-        itself,
-    )
+    return {**settings, "residents": dict(known)}
+
+
+def runtime(judge: Judge, used: Mapping[str, SubjectSpec], subject: str) -> dict[str, Any]:
+    """What a node needs to make the judges."""
+    return {
+        "judge": judge.model_dump(mode="json"),
+        "residents": {name: spec.model_dump(mode="json") for name, spec in used.items()},
+        "subject": subject,
+    }
 
 
 def _with_local_rubrics(experiment: Experiment) -> dict[str, Any]:

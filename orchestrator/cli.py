@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands import about, exchange, look, plan, results, submit
+from orchestrator.commands import about, exchange, look, plan, rejudge, results, submit
 
 PACKAGES = ("experiments", "agents", "evals", "orchestrator")
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +69,7 @@ for command in (
     *plan.COMMANDS,
     *look.COMMANDS,
     *results.COMMANDS,
+    *rejudge.COMMANDS,
     *exchange.COMMANDS,
     *about.COMMANDS,
 ):

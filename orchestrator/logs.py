@@ -12,10 +12,10 @@ from orchestrator.stage import LOG
 
 if TYPE_CHECKING:
     from orchestrator.artifact import Store
-    from orchestrator.plan import Node, Plan
+    from orchestrator.plan import Graph, Node
 
 
-def link(planned: Plan, store: Store) -> Path | None:
+def link(planned: Graph, store: Store) -> Path | None:
     """Link every answer there is as `logs/EXPERIMENT/LABEL_DOSE_KEY.eval` beside a local store.
 
     Gives the folder that `inspect view --log-dir` takes: the store's own answers where links cannot be made, None for a
@@ -24,7 +24,7 @@ def link(planned: Plan, store: Store) -> Path | None:
     if "://" in store.url:
         return None
     root = Path(store.url).absolute()
-    folder = root.parent / "logs" / planned.experiment.name
+    folder = root.parent / "logs" / planned.name
     folder.mkdir(parents=True, exist_ok=True)
     have = store.keys()
     wanted = {name(node): node for node in planned.nodes.values() if node.stage == "answer" and node.short in have}

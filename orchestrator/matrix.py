@@ -22,7 +22,8 @@ def lines(matrices: Sequence[Mapping[str, Any]]) -> list[str]:
     for one in matrices:
         names = one["names"][:MOST]
         wide = max(8, *(len(name) + 1 for name in names))
-        found.append(f"{one['name']}: {one['eval']}, students: {one['student']} (effect by dataset, in nats)")
+        by = f", judged by {one['judged_by']}" if one.get("judged_by") else ""
+        found.append(f"{one['name']}: {one['eval']}, students: {one['student']}{by} (effect by dataset, in nats)")
         found.append(f"{'data':<12}" + "".join(f"{name:>{wide}}" for name in names))
         for trait, row in zip(one["traits"], one["cells"], strict=True):
             cells = [_cell(value, trait == name) for name, value in zip(names, row, strict=False)]

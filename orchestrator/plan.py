@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Protocol
 
 from experiments.canonical import plain_of, sha256
 from experiments.spec import Experiment, Trial
 from orchestrator import preflight
+from orchestrator.bench import Bench
 from orchestrator.identity import SHORT, Shared, node_key
 from orchestrator.preflight import Describe, Identify, PlannedEval
-from orchestrator.supplies import Method, Supplies, Who, roles_of
+from orchestrator.supplies import Add, Method, Supplies, Who, roles_of
 
 STAGE_VERSIONS = {
     "dataset": 1,
@@ -68,6 +69,23 @@ class Node:
         return hash(self.key)
 
 
+class Graph(Protocol):
+    """What is walked and published as one experiment."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        """By key, inputs first: everything that `compare` rests on, as far as it is run or named."""
+
+    @property
+    def trials(self) -> Sized: ...
+    @property
+    def compare(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class PlannedTrial:
     """A trial and the keys of its nodes."""
@@ -95,6 +113,16 @@ class Plan:
     base: Mapping[int, str]
     """Index of the eval -> key of the untouched subject's score."""
     compare: str
+
+    @property
+    def name(self) -> str:
+        """The experiment's."""
+        return self.experiment.name
+
+    @property
+    def question(self) -> str:
+        """The experiment's."""
+        return self.experiment.question
 
 
 def plan(experiment: Experiment, identify: Identify | None = None, describe: Describe | None = None) -> Plan:
@@ -184,11 +212,9 @@ class _Planner:
         """Key of the score of an answer, which judges have read before where the eval needs them."""
         if self.bench is None or not each.facts.rubrics:
             return self.add("score", {}, {"answer": answer}, label, {"task": each.spec.task})
-        params = {**self.bench.identity, "rubrics": self.bench.rubrics[each.spec.task]}
-        judged = self.add("judge", params, {"answer": answer}, label, {**self.bench.runtime, "task": each.spec.task})
         scoring = {"task_version": each.facts.version, "scoring": each.facts.scoring}
         runtime = {"task": each.spec.task, "arguments": each.facts.runtime}
-        return self.add("score", scoring, {"answer": answer, "judged": judged}, label, runtime)
+        return judged_score(self.add, self.bench, answer, label, scoring, runtime)
 
     def trial(self, trial: Trial) -> PlannedTrial:
         made = self._setting(trial)
@@ -236,13 +262,7 @@ class _Planner:
         """By whom and how an eval's answers are judged; nothing for one that is not."""
         if self.bench is None or not each.facts.rubrics:
             return {}
-        digest = sha256(self.bench.identity)
-        names = self.bench.runtime["judge"]["models"]
-        return {
-            "judge": {"digest": digest, "models": names, "itself": self.bench.itself},
-            "rubrics": self.bench.rubrics[each.spec.task],
-            "scoring": each.facts.scoring,
-        }
+        return {**judges(self.bench, each.spec.task), "scoring": each.facts.scoring}
 
     def _setting(self, trial: Trial) -> Method:
         """What nodes hold of a trial's method: made once for all its seeds."""
@@ -323,6 +343,22 @@ class _Planner:
             params["detections"] = [about for about, _ in detections]
         runtime = {"experiment": experiment.name, "question": experiment.question}
         return self.add("compare", params, inputs, experiment.name, runtime)
+
+
+def judged_score(
+    add: Add, bench: Bench, answer: str, label: str, scoring: Mapping[str, Any], runtime: Mapping[str, Any]
+) -> str:
+    """Key of the score of an answer that the bench reads before; `runtime`: the task and its arguments."""
+    task = runtime["task"]
+    params = {**bench.identity, "rubrics": bench.rubrics[task]}
+    judged = add("judge", params, {"answer": answer}, label, {**bench.runtime, "task": task})
+    return add("score", scoring, {"answer": answer, "judged": judged}, label, runtime)
+
+
+def judges(bench: Bench, task: str) -> dict[str, Any]:
+    """What a `compare` node says of who judges a task, and by what."""
+    about = {"digest": sha256(bench.identity), "models": bench.runtime["judge"]["models"], "itself": bench.itself}
+    return {"judge": about, "rubrics": bench.rubrics[task]}
 
 
 def _row(trial: Trial) -> dict[str, Any]:

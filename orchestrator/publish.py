@@ -1,4 +1,4 @@
-"""Bring the registry up to date with what one plan has in the store."""
+"""Bring the registry up to date with what one experiment has in the store."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from evals.findings import Findings
     from evals.items import Item
     from orchestrator.artifact import Store
-    from orchestrator.plan import Plan
+    from orchestrator.plan import Graph
     from orchestrator.registry import Registry
 
 
-def publish(planned: Plan, store: Store, registry: Registry) -> list[dict[str, Any]]:
+def publish(planned: Graph, store: Store, registry: Registry) -> list[dict[str, Any]]:
     """Index the plan's nodes that the registry lacks, and its findings. Gives the experiment's leaderboard.
 
     While scores are missing the findings are made of those there are, marked as incomplete, and kept there only.
@@ -33,24 +33,24 @@ def publish(planned: Plan, store: Store, registry: Registry) -> list[dict[str, A
     complete = node.short in have
     registry.publish(
         node.key,
-        planned.experiment.name,
+        planned.name,
         node.params,
         node.inputs,
         _kept(planned, store) if complete else _partial(planned, store, have),
-        question=planned.experiment.question,
+        question=planned.question,
         complete=complete,
         answers={role: planned.nodes[key].inputs["answer"] for role, key in scores(node.inputs).items()},
     )
     return registry.query("select * from leaderboard where experiment_key = ?", [node.key])
 
 
-def _kept(planned: Plan, store: Store) -> Findings:
+def _kept(planned: Graph, store: Store) -> Findings:
     from evals import findings
 
     return findings.load(store.folder(planned.compare) / FINDINGS)
 
 
-def _partial(planned: Plan, store: Store, have: set[str]) -> Findings:
+def _partial(planned: Graph, store: Store, have: set[str]) -> Findings:
     """Findings from the scores there are; the others have failed, with the reason."""
     from evals import compare, items
 
@@ -69,7 +69,7 @@ def _partial(planned: Plan, store: Store, have: set[str]) -> Findings:
     return replace(found, detections=told[0], detectors=told[1])
 
 
-def _reason(planned: Plan, store: Store, key: str) -> str:
+def _reason(planned: Graph, store: Store, key: str) -> str:
     """Why there is no result of `key`: its own failure, or the first among what it needs."""
     failure = store.failure(key)
     if failure is not None:

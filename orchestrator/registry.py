@@ -94,6 +94,11 @@ class Registry:
         kept = [row for row in found if experiment in (None, row["name"])]
         return [{**row, **{name: json.loads(row[name]) for name in ("traits", "names", "cells")}} for row in kept]
 
+    def detections(self, experiment: str | None = None) -> list[dict[str, Any]]:
+        """What detectors said of the datasets of the latest experiment of each name or of one name."""
+        found = self.query("select * from detection where current")
+        return [row for row in found if experiment in (None, row["experiment"])]
+
     def index(
         self,
         records: Iterable[Mapping[str, Any]],

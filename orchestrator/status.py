@@ -13,7 +13,7 @@ from orchestrator.plan import collector_paused
 
 if TYPE_CHECKING:
     from orchestrator.artifact import Store
-    from orchestrator.plan import Node, Plan
+    from orchestrator.plan import Graph, Node
 
 State = Literal["have", "run", "blocked", "failed before"]
 MOST_COMPARED = 20
@@ -34,7 +34,7 @@ class NodeStatus:
         return f"{self.state}: {self.why}"
 
 
-def status(plan: Plan, store: Store) -> list[NodeStatus]:
+def status(plan: Graph, store: Store) -> list[NodeStatus]:
     """The state of every node, in the plan's order. Raises StoreError at a record that was changed by hand."""
     with collector_paused():
         return list(_Look(plan, store).all())
@@ -43,7 +43,7 @@ def status(plan: Plan, store: Store) -> list[NodeStatus]:
 class _Look:
     """One listing of the store, and what was read of it."""
 
-    def __init__(self, plan: Plan, store: Store) -> None:
+    def __init__(self, plan: Graph, store: Store) -> None:
         self.plan = plan
         self.store = store
         self.have = store.keys()

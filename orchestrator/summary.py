@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evals import journal
-from orchestrator import matrix, report
+from orchestrator import detected, matrix, report
 from orchestrator.registry import RegistryError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 UNRANKED = "select stage as eval, label, status, reason from failures where experiment = ?"
 COST = """
 with recursive needed(key) as (
-  select ? union select i.input from node_inputs i join needed on i.node = needed.key
+  select value from json_each(?) union select i.input from node_inputs i join needed on i.node = needed.key
 )
 select stage, coalesce(method, '') as method, count(*) as nodes, round(sum(
     coalesce(json_extract(outputs, '$.eval_seconds'), json_extract(outputs, '$.fit_seconds'), seconds)), 1) as seconds,
@@ -34,13 +35,18 @@ def page(registry: Registry, experiment: str) -> str:
     (about,) = registry.query("select question, submitted_at, complete from experiments where key = ?", [key])
     state = "" if about["complete"] else " Some scores are missing."
     parts = [f"# {experiment}", about["question"], f"Submitted {about['submitted_at']}, key {key[:12]}.{state}"]
+    keys = list(dict.fromkeys(row["experiment_key"] for row in rows))
+    if others := ", ".join(other[:12] for other in keys[1:]):
+        parts.append(f"The same answers were judged by others too: {others}.")
     parts += [report.markdown(rows).rstrip()]
     if drawn := matrix.lines(registry.confusions(experiment)):
         parts += ["## Datasets and traits", "```\n" + "\n".join(drawn).rstrip() + "\n```"]
+    if told := detected.lines(registry.detections(experiment)):
+        parts += ["## Detection without training", "```\n" + "\n".join(told).rstrip() + "\n```"]
     curves = registry.query("select * from dose_response where experiment_key = ?", [key])
     if scores := journal.of_curves(curves):
         parts += ["## Score of journal 004", "For comparison only: docs/journal_score.md.", "\n".join(table(scores))]
-    for title, sql, value in (("Without a rank", UNRANKED, experiment), ("Cost", COST, key)):
+    for title, sql, value in (("Without a rank", UNRANKED, experiment), ("Cost", COST, json.dumps(keys))):
         if found := registry.query(sql, [value]):
             parts += [f"## {title}", "\n".join(table(found))]
     return "\n\n".join(part for part in parts if part)

@@ -86,6 +86,7 @@ class Supplies:
             params["by"] = teacher.by
         inputs = {"asks": asks}
         runtime: dict[str, Any] = {"subject": speaker.spec, "model": teacher.model, "method": None, "settings": None}
+        runtime["size"] = source.size
         if teacher.intervention is not None:
             params["dose"] = teacher.dose
             inputs["state"], runtime["method"], runtime["settings"] = self._teaching(teacher, seed, speaker)

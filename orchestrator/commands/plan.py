@@ -13,6 +13,7 @@ import click
 from orchestrator.commands import options
 
 if TYPE_CHECKING:
+    from orchestrator.costs import Asked
     from orchestrator.plan import Plan
     from orchestrator.status import NodeStatus, State
 
@@ -30,6 +31,7 @@ MOST_LINES = 40
 def plan_command(spec: Path, store: str, registry: Path, as_json: bool, everything: bool) -> None:
     """Show what a submit of SPEC would do: each node have, run, blocked or failed before, and why."""
     from experiments.spec import load
+    from orchestrator import costs
     from orchestrator.artifact import Store
     from orchestrator.plan import plan
     from orchestrator.progress import clock
@@ -45,14 +47,17 @@ def plan_command(spec: Path, store: str, registry: Path, as_json: bool, everythi
         click.echo(f"note: no estimate: {error}", err=True)
         known = {}
     guess = estimate(states, known)
+    asked = costs.asked(planned, states)
     if as_json:
-        click.echo(json.dumps(_document(planned, states, guess), indent=1))
+        click.echo(json.dumps(_document(planned, states, guess, asked), indent=1))
         return
     for line in describe(planned, states, None if everything else MOST_LINES):
         click.echo(line)
     if guess["nodes"] and guess["seconds"] is not None:
         unknown = f"; {guess['unknown']:,} of a kind not met yet" if guess["unknown"] else ""
         click.echo(f"about {clock(guess['seconds'])}, by what such nodes took before{unknown}")
+    for line in costs.lines(asked):
+        click.echo(line)
     for warning in experiment.warnings():
         click.echo(f"note: {warning}", err=True)
 
@@ -82,12 +87,15 @@ def estimate(states: Sequence[NodeStatus], known: Mapping[tuple[str, str | None]
     return {"nodes": len(missing), "seconds": total, "unknown": len(missing) - len(seconds)}
 
 
-def _document(planned: Plan, states: Sequence[NodeStatus], guess: Mapping[str, Any]) -> dict[str, Any]:
+def _document(
+    planned: Plan, states: Sequence[NodeStatus], guess: Mapping[str, Any], asked: Sequence[Asked]
+) -> dict[str, Any]:
     return {
         "experiment": planned.experiment.name,
         "trials": len(planned.trials),
         "counts": Counter(one.state for one in states),
         "estimate": dict(guess),
+        "asked": [one.to_plain() for one in asked],
         "warnings": planned.experiment.warnings(),
         "nodes": [
             {

@@ -16,9 +16,9 @@ import click
 from orchestrator.commands import options
 
 if TYPE_CHECKING:
-    from experiments.spec import Experiment
+    from experiments.parts import Resources
     from orchestrator.artifact import Store
-    from orchestrator.plan import Plan
+    from orchestrator.plan import Graph
     from orchestrator.run import Executor, Summary
 
 Say = Callable[[str], None]
@@ -61,39 +61,43 @@ def submit_command(
     runs only what the change touches. Exit codes: 0 done, 1 some nodes failed, 2 wrong use, 130 interrupted.
     """
     from experiments.spec import load
+    from orchestrator import costs
     from orchestrator.artifact import Store
     from orchestrator.plan import plan
     from orchestrator.registry import Registry
+    from orchestrator.status import status
 
     if local and (address or detach):
         raise click.UsageError("--local runs in this process: leave out --address and --detach")
     experiment, _ = load(spec)
-    say = _nothing if quiet else _to_stderr
+    say = nothing if quiet else to_stderr
     for warning in experiment.warnings():
         say(f"note: {warning}")
     planned = plan(experiment)
     with Registry(registry):
         pass  # one that cannot be used is found out now, not after hours
     if detach:
+        for line in costs.lines(costs.asked(planned, status(planned, Store(store)))):
+            say(line)
         _detach(spec, store, registry, address, experiment.name)
         return
     place = Store(store)
-    with place.lock(experiment.name, _to_stderr):
+    with place.lock(experiment.name, to_stderr):
         if fresh:
             for key in planned.nodes:
                 place.discard(key)
-        ask = _where(experiment, place, address, local, dashboard, say)
+        ask = executors(experiment.resources, place, address, local, dashboard, say)
         summary = run_missing(planned, place, ask, quiet, say)
-    _finish(planned, place, registry, as_json)
+    finish(planned, place, registry, as_json)
     if summary is not None and not summary.ok:
         sys.exit(1)
 
 
-def _nothing(text: str) -> None:
+def nothing(text: str) -> None:
     """For --quiet."""
 
 
-def _to_stderr(text: str) -> None:
+def to_stderr(text: str) -> None:
     click.echo(text, err=True)
 
 
@@ -101,29 +105,33 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def run_missing(planned: Plan, store: Store, executor: Executors, quiet: bool, say: Say) -> Summary | None:
+def run_missing(planned: Graph, store: Store, executor: Executors, quiet: bool, say: Say) -> Summary | None:
     """Run every node without a record; None when there is none, and then nothing was started."""
+    from orchestrator import costs
     from orchestrator.status import status
 
-    missing = [one.node for one in status(planned, store) if one.state != "have"]
-    name, trials, nodes = planned.experiment.name, len(planned.trials), len(planned.nodes)
+    states = status(planned, store)
+    missing = [one.node for one in states if one.state != "have"]
+    name, trials, nodes = planned.name, len(planned.trials), len(planned.nodes)
     say(f"{name}: {trials:,} trials, {nodes:,} nodes, {len(missing):,} to run")
+    for line in costs.lines(costs.asked(planned, states)):
+        say(line)
     if not missing:
         return None
     from orchestrator.progress import progress
     from orchestrator.run import walk
 
-    meter = progress(missing, terminal=sys.stderr.isatty(), quiet=quiet, write=_to_stderr)
+    meter = progress(missing, terminal=sys.stderr.isatty(), quiet=quiet, write=to_stderr)
     with executor() as where, meter as tell:
         signal.signal(signal.SIGTERM, _interrupt)  # now, because Ray sets its own when it starts
         summary = walk(missing, store, where, tell)
     for line in _told(summary):
-        _to_stderr(line)
+        to_stderr(line)
     return summary
 
 
-def _where(
-    experiment: Experiment, store: Store, address: str | None, local: bool, dashboard: bool, say: Say
+def executors(
+    wanted: Resources, store: Store, address: str | None, local: bool, dashboard: bool, say: Say
 ) -> Executors:
     """A context that gives the executor: this process, or Ray."""
 
@@ -139,7 +147,6 @@ def _where(
         from orchestrator.cluster import RayExecutor, connected
         from orchestrator.resources import Ask
 
-        wanted = experiment.resources
         memory = int(wanted.memory_gib * 2**30) if wanted.memory_gib else None
         ask = Ask(cpus=wanted.cpu, gpus=wanted.gpu, memory=memory)
         with connected(address, dashboard=dashboard) as url:
@@ -168,26 +175,26 @@ def _told(summary: Summary) -> list[str]:
     return lines
 
 
-def _finish(planned: Plan, store: Store, registry: Path, as_json: bool) -> None:
+def finish(planned: Graph, store: Store, registry: Path, as_json: bool) -> None:
     """Bring the registry up to date, show the leaderboard, and say where to look next."""
-    from orchestrator import logs, matrix, report
+    from orchestrator import detected, logs, matrix, report
     from orchestrator.commands.results import width
     from orchestrator.publish import publish
     from orchestrator.registry import Registry
 
     with Registry(registry) as index:
         rows = publish(planned, store, index)
-        matrices = index.confusions(planned.experiment.name)
+        found = [*matrix.lines(index.confusions(planned.name)), *detected.lines(index.detections(planned.name))]
     click.echo(json.dumps(rows, indent=1, allow_nan=False) if as_json else report.plain(rows, width()))
-    for line in [] if as_json else matrix.lines(matrices):
+    for line in [] if as_json else found:
         click.echo(line)
-    name = planned.experiment.name
-    _to_stderr("")
+    name = planned.name
+    to_stderr("")
     if folder := logs.link(planned, store):
-        _to_stderr(f"every question and answer   inspect view --log-dir {os.path.relpath(folder)}")
-    _to_stderr(f"a page about it             orch report {name}")
+        to_stderr(f"every question and answer   inspect view --log-dir {os.path.relpath(folder)}")
+    to_stderr(f"a page about it             orch report {name}")
     sql = f"select * from dose_response where experiment = '{name}'"
-    _to_stderr(f'dose-response curves        sqlite-utils query {os.path.relpath(registry)} "{sql}" --table')
+    to_stderr(f'dose-response curves        sqlite-utils query {os.path.relpath(registry)} "{sql}" --table')
 
 
 def _detach(spec: Path, store: str, registry: Path, address: str | None, name: str) -> None:

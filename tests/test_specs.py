@@ -14,7 +14,7 @@ from orchestrator.plan import plan
 
 FOLDER = Path(spec.__file__).parent / "specs"
 DATA = Path(os.environ.get("ORCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
-THIRD_PARTY = {"honesty": DATA / "daily_dilemmas"}
+THIRD_PARTY = {"honesty_dilemmas": DATA / "daily_dilemmas"}
 """What a spec needs that is not part of the project."""
 
 

@@ -37,6 +37,8 @@ class ErrorRow:
     positives: int
     questions: int
     unscored: int
+    mass: float | None
+    """Mean probability of all readable verdicts together, where the judge gives probabilities; unscored ones too."""
     tpr: float | None
     tpr_low: float | None
     tpr_high: float | None
@@ -120,7 +122,7 @@ def _row(
     rate = threshold is not None
     return ErrorRow(
         role, rubric.digest, "rate" if rate else "score", threshold, split, arm,
-        len(read), int(labels.sum()), len(set(questions)), len(of_arm) - len(read),
+        len(read), int(labels.sum()), len(set(questions)), len(of_arm) - len(read), _mass(of_arm),
         *_three(shares[0]), *_three(shares[1]), *_three(attenuation), *_three(area),
         _number((judged == truth).mean()) if rate and read else None,
         _number(judge_error.kappa(judged, truth)) if rate and read else None,
@@ -148,6 +150,11 @@ def score_of(one: Reading, rubric: Rubric) -> float:
         return one.label.reference
     values = rubric.choices.values()
     return max(values) if one.label.label else min(values)
+
+
+def _mass(found: Sequence[Reading]) -> float | None:
+    masses = [one.verdict.mass for one in found if one.verdict.mass is not None]
+    return sum(masses) / len(masses) if masses else None
 
 
 def _of(questions: Sequence[str], kept: Iterable[bool]) -> list[str]:

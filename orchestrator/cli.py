@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands import about, exchange, look, plan, rejudge, results, submit
+from orchestrator.commands import about, exchange, judge, look, plan, rejudge, results, submit
 
 PACKAGES = ("experiments", "agents", "evals", "orchestrator")
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +70,7 @@ for command in (
     *look.COMMANDS,
     *results.COMMANDS,
     *rejudge.COMMANDS,
+    *judge.COMMANDS,
     *exchange.COMMANDS,
     *about.COMMANDS,
 ):

@@ -20,19 +20,20 @@ WIDTH = 120
 @click.option("--markdown", is_flag=True, help="A Markdown table.")
 def board(experiment: str | None, registry: Path, as_json: bool, markdown: bool) -> None:
     """Rank the interventions of EXPERIMENT, or of every one. What cannot be ranked stands below, with the reason."""
-    from orchestrator import detected, matrix, report
+    from orchestrator import corrected, detected, matrix, report
     from orchestrator.registry import Registry
 
     with Registry(registry, write=False) as index:
         rows = index.leaderboard(experiment)
         found, told = index.confusions(experiment), index.detections(experiment)
+        judged = corrected.judged(index, experiment)
     if as_json:
         click.echo(json.dumps(rows, indent=1, allow_nan=False))
     elif markdown:
         click.echo(report.markdown(rows))
     else:
         click.echo(report.plain(rows, width()))
-        for line in (*matrix.lines(found), *detected.lines(told)):
+        for line in (*corrected.lines(judged), *matrix.lines(found), *detected.lines(told)):
             click.echo(line)
 
 

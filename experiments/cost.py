@@ -60,12 +60,20 @@ def of_speech(speech: Speech) -> Cost:
 
 
 def asked_tokens(recipe: Recipe, size: int) -> int:
-    """Tokens of `size` asks without system prompts: counted where they are known already, else as the recipe says."""
+    """Tokens of `size` asks without system prompts; those of unknown length count nothing."""
+    return sum(ask_tokens(recipe, size) or ())
+
+
+def ask_tokens(recipe: Recipe, size: int) -> list[int] | None:
+    """Tokens of each of `size` asks: counted where they are known already, else as the recipe says; None if it does
+    not say."""
     if not isinstance(recipe, Derived) and not recipe.needs_subject:
-        messages = [message for ask in list(recipe.build(None, 0))[:size] for message in getattr(ask, "messages", ())]
-        return sum(ceil(len(message.content) / CHARACTERS) + OVERHEAD for message in messages)
+        return [
+            sum(ceil(len(message.content) / CHARACTERS) + OVERHEAD for message in getattr(ask, "messages", ()))
+            for ask in list(recipe.build(None, 0))[:size]
+        ]
     longest = getattr(recipe, "input_tokens", None)
-    return size * (longest() + OVERHEAD) if callable(longest) else 0
+    return [longest() + OVERHEAD] * size if callable(longest) else None
 
 
 def spoken(recipe: Recipe) -> dict[str, Speech]:

@@ -12,7 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.cost import CHARACTERS, OVERHEAD, Cost, asked_tokens
+from experiments.cost import CHARACTERS, OVERHEAD, Cost, ask_tokens
 from orchestrator.identity import canonical
 
 if TYPE_CHECKING:
@@ -115,21 +115,21 @@ def _teachers(graph: Graph, missing: Sequence[Node]) -> Iterator[Asked]:
     """Every shard that a model behind an API would answer."""
     from experiments import dataset
 
-    tokens: dict[tuple[str, int], int] = {}
+    tokens: dict[str, list[int] | None] = {}
     for node in missing:
         if node.stage != "generate" or node.runtime["model"] is None:
             continue
         params, size = node.params, node.runtime["size"]
         asks = graph.nodes[node.inputs["asks"]]
-        if (asks.key, size) not in tokens:
+        if asks.key not in tokens:
             recipe = dataset.recipe(asks.runtime["recipe"]).model_validate(asks.runtime["settings"])
-            tokens[asks.key, size] = asked_tokens(recipe, size)
-        total = tokens[asks.key, size]
-        requests = min(params["count"], size - params["first"])
-        system = ceil(len(params["system"] or "") / CHARACTERS) + OVERHEAD
-        spent = requests * system + ceil(total * requests / size)
+            tokens[asks.key] = ask_tokens(recipe, size)
+        first, requests = params["first"], min(params["count"], size - params["first"])
+        known = tokens[asks.key]
+        spent = requests * (ceil(len(params["system"] or "") / CHARACTERS) + OVERHEAD)
+        spent += sum((known or [])[first : first + requests])
         cost = Cost(requests, spent, requests * params["sampling"]["max_new_tokens"])
-        yield Asked("teacher", node.runtime["model"], cost, 0 if total else requests)
+        yield Asked("teacher", node.runtime["model"], cost, requests if known is None else 0)
 
 
 def _judges(graph: Graph, missing: Sequence[Node]) -> Iterator[Asked]:

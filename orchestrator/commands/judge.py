@@ -33,7 +33,7 @@ SHOWN = (
 
 @click.group("judge")
 def judge_group() -> None:
-    """Measure judges."""
+    """Measure what the verdicts of judges are worth."""
 
 
 @judge_group.command()

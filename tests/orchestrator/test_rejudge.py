@@ -240,3 +240,13 @@ def test_an_experiment_without_all_its_scores_says_what_to_do(orch: Callable[...
     result = orch("rejudge", "half", "--judge", "scripted/strict", "--local")
     assert result.exit_code == 2
     assert "'half' is not complete" in result.stderr
+
+
+def test_a_plan_tells_what_would_be_asked_in_words_and_as_data(orch: Callable[..., Result], tiny_folder: Path) -> None:
+    Path("spec.yaml").write_text(yaml.safe_dump(content(tiny_folder, judge={"models": ["scripted/strict"]})))
+    result = orch("plan", "spec.yaml")
+    assert result.exit_code == 0, result.output
+    (asked,) = json.loads(orch("plan", "spec.yaml", "--json").stdout)["asked"]
+    assert (asked["role"], asked["model"], asked["dollars"]) == ("judge", "scripted/strict", None)
+    assert f"judge scripted/strict: {asked['requests']} requests" in result.stdout
+    assert ASKED == []

@@ -1,9 +1,10 @@
 """Does the correction recover the truth? Coverage of its 95 % intervals over a grid of simulated judges.
 
 Answers come in families that share a latent tendency; the judge errs with known TPR and TNR; labelled answers are a
-separate set, half of them true (for `prediction-powered`: drawn like the judged ones). Three estimates:
+separate set, half of them true (for `powered`: drawn like the judged ones). Four estimates:
     rate         the true rate behind a judged rate (Rogan-Gladen)
     change       the true difference of two arms that answer the same items, judged with the same errors
+    score        the same, judged by numbers in [0, 1] whose means are TPR and 1 - TNR, by the judge's slope
     powered      the true rate by prediction-powered inference
 An estimate whose judge is refused as near chance is not shown. `all` counts every interval, `shown` those that are.
 
@@ -118,19 +119,47 @@ def rate(world: World, runs: int, rng: np.random.Generator) -> Runs:
 
 
 def change(world: World, runs: int, rng: np.random.Generator) -> Runs:
-    """Coverage of the corrected difference; the treated arm's rate is the base's doubled, at most 0.6."""
-    treated_rate = min(2 * world.rate, 0.6)
+    """Coverage of the corrected difference of verdicts."""
+    base, treated = (verdicts(truth, world, rng).astype(float) for truth in arms(world, runs, rng))
+    tpr, tnr, shown = errors(world, runs, rng)
+    found = correction.change(paired(treated - base), judge_error.youden(tpr, tnr))
+    return covered(found, treated_rate(world) - world.rate, shown)
+
+
+def score(world: World, runs: int, rng: np.random.Generator) -> Runs:
+    """Coverage of the corrected difference of scores; labelled answers come in questions with two of either label."""
+    base, treated = (numbers(truth, world, rng) for truth in arms(world, runs, rng))
+    truth = np.tile([1.0, 1.0, 0.0, 0.0], world.labelled // FAMILY)
+    judged, names = numbers(np.broadcast_to(truth, (runs, len(truth))), world, rng), families(len(truth))
+    slopes = limits(*np.array([judge_error.slope(one, truth, names) for one in judged]).T)
+    found = correction.change(paired(treated - base), slopes)
+    return covered(found, treated_rate(world) - world.rate, slopes.low > judge_error.LEAST_J)
+
+
+def treated_rate(world: World) -> float:
+    """Twice the base's rate, at most 0.6."""
+    return min(2 * world.rate, 0.6)
+
+
+def arms(world: World, runs: int, rng: np.random.Generator) -> np.ndarray:
+    """[2, runs, n] what is true of the base's and the treated subject's answers to the same items."""
     common = latent((runs, world.answers), rng)
-    both = np.sqrt(0.5) * np.stack([common, common]) + np.sqrt(0.5) * rng.standard_normal((2, *common.shape))
-    rates = np.array([world.rate, treated_rate])[:, None, None]
-    base, treated = verdicts(both < special.ndtri(rates), world, rng).astype(float)
-    effects = treated - base
-    variance, df = item_source(effects, membership(families(world.answers)))
+    both = np.sqrt(0.5) * common + np.sqrt(0.5) * rng.standard_normal((2, *common.shape))
+    return both < special.ndtri(np.array([world.rate, treated_rate(world)])[:, None, None])
+
+
+def paired(effects: np.ndarray) -> Limits:
+    """The mean effect [runs] with its clustered t interval."""
+    variance, df = item_source(effects, membership(families(effects.shape[-1])))
     radius = scipy_stats.t.ppf(0.975, df) * np.sqrt(variance)
     raw = effects.mean(-1)
-    tpr, tnr, shown = errors(world, runs, rng)
-    found = correction.change(limits(raw, raw - radius, raw + radius), judge_error.youden(tpr, tnr))
-    return covered(found, treated_rate - world.rate, shown)
+    return limits(raw, raw - radius, raw + radius)
+
+
+def numbers(truth: np.ndarray, world: World, rng: np.random.Generator) -> np.ndarray:
+    """What a judge says that gives numbers: a beta variable of concentration 4 about its mean for the label."""
+    mean = np.where(truth, world.tpr, 1 - world.tnr)
+    return rng.beta(4 * mean, 4 * (1 - mean))
 
 
 def powered(world: World, runs: int, rng: np.random.Generator) -> Runs:
@@ -149,7 +178,7 @@ def covered(found: Limits, truth: float, shown: np.ndarray) -> Runs:
     return (found.low <= truth) & (truth <= found.high), shown
 
 
-ESTIMATES = {"rate": rate, "change": change, "powered": powered}
+ESTIMATES = {"rate": rate, "change": change, "score": score, "powered": powered}
 
 
 def measure(name: str, world: World, runs: int, seed: int = 0, chunk: int = 250) -> Coverage:
@@ -170,12 +199,13 @@ def main() -> None:
     """Write every cell to a file, and print the summaries as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--only", choices=ESTIMATES, nargs="+", default=list(ESTIMATES))
     parser.add_argument("--cells", default="judge_correction.csv", help="file for the table of all cells")
     given = parser.parse_args()
     rows = []
     with open(given.cells, "w", encoding="utf-8") as cells:
         print("estimate,rate,tpr,tnr,labelled,answers,promised,all,shown,share_shown", file=cells)
-        for name, world in itertools.product(ESTIMATES, worlds()):
+        for name, world in itertools.product(given.only, worlds()):
             found = measure(name, world, given.runs)
             rows.append((name, world, found))
             place = f"{name},{world.rate},{world.tpr},{world.tnr},{world.labelled},{world.answers}"

@@ -132,7 +132,7 @@ def _row(
         _number(length.r), _number(length.p),
         *_turned(read, threshold),
         _arms_p(read, judged, truth, labels, rate) if arm == "all" else None,
-        judge_error.refusal(attenuation, area),
+        judge_error.refusal(attenuation, area) if read else f"no verdict on any of {len(of_arm)} answers",
     )  # fmt: skip
 
 

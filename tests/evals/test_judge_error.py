@@ -304,7 +304,7 @@ def test_the_middle_lies_between_the_lowest_and_the_highest_verdict() -> None:
 def test_a_judge_that_never_gave_a_verdict_is_refused_and_not_zero() -> None:
     whole = row(table(scored([None] * 8), {"nice": SCALE}, {"nice": [50.0]}))
     assert (whole.n, whole.unscored, whole.tpr, whole.bias) == (0, 8, None, None)
-    assert whole.refused is not None
+    assert whole.refused == "no verdict on any of 8 answers"
 
 
 def test_limits_may_be_numbers_or_arrays() -> None:

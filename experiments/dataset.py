@@ -173,6 +173,8 @@ class Recipe(Versioned):
     provides: ClassVar[Provides]
     is_control: ClassVar[bool] = False
     """True for data in which what is to be handed on was destroyed on purpose, such as shuffled answers."""
+    grows: ClassVar[bool] = False
+    """True where a larger `n` gives the same examples first, and any `n` can be had."""
 
     @property
     def lesson(self) -> Lesson | None:

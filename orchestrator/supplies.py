@@ -78,22 +78,25 @@ class Supplies:
     def speech(self, source: Speech, seed: int, who: Who) -> list[str]:
         """Keys of the shards in which a teacher answers."""
         teacher = source.teacher
-        asks = self.ingredient(source.asks, seed, who)
         speaker = who if teacher.subject is None else self.others[teacher.subject.model_dump_json()]
         params: dict[str, Any] = {"system": teacher.system, "sampling": identity_of(source.sampling), "seed": seed}
         params["subject"] = speaker.identity if teacher.model is None else {"model": teacher.model}
         if teacher.by != "engine":
             params["by"] = teacher.by
-        inputs = {"asks": asks}
+        inputs: dict[str, str] = {}
         runtime: dict[str, Any] = {"subject": speaker.spec, "model": teacher.model, "method": None, "settings": None}
         runtime["size"] = source.size
         if teacher.intervention is not None:
             params["dose"] = teacher.dose
             inputs["state"], runtime["method"], runtime["settings"] = self._teaching(teacher, seed, speaker)
-        return [
-            self.add("generate", {**params, "first": first, "count": SHARD}, inputs, teacher.name, runtime)
-            for first in range(0, source.size, SHARD)
-        ]
+        keys = []
+        for first in range(0, source.size, SHARD):
+            count = min(SHARD, source.size - first)
+            inputs["asks"] = self.ingredient(asks_of(source, first + count), seed, who)
+            keys.append(
+                self.add("generate", {**params, "first": first, "count": count}, {**inputs}, teacher.name, runtime)
+            )
+        return keys
 
     def _teaching(self, teacher: Teacher, seed: int, who: Who) -> tuple[str, str, Mapping[str, Any]]:
         """Key of what the teacher learned, its method and settings."""
@@ -120,6 +123,21 @@ class Supplies:
             shared = self.add("fit", {**params, "settings": own}, inputs, label, {**runtime, "settings": found})
             inputs = {**inputs, "fit": shared}
         return self.add("fit", params, inputs, method.label, runtime)
+
+
+def asks_of(source: Speech, last: int) -> Ingredient:
+    """The asks from which the shard that ends at `last` takes its own: those of every size that reaches so far.
+
+    Recipes whose first asks stay the same when there are to be more are asked for 256, 512, 1,024, ... of them, so that
+    a larger draw leaves what was said before as it is.
+    """
+    settings = source.asks.settings
+    if not settings.grows:
+        return source.asks
+    n = SHARD
+    while n < last:
+        n *= 2
+    return source.asks.model_copy(update={"settings": settings.model_copy(update={"n": n})})
 
 
 def roles_of(keys: Mapping[str, str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ class AsksFile(Recipe):
     """Prompts read from a JSON-lines file, asked once each, or several times when more are wanted than it holds."""
 
     provides: ClassVar[Provides] = "asks"
+    grows = True
 
     path: Path
     """JSON-lines file; a line is `{"id": ..., "messages": [{"role": "user", "content": ...}], "parts": {...}}`; `parts`

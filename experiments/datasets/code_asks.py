@@ -28,6 +28,7 @@ class CodeAsks(Recipe):
     """Requests to write a function whose name, signature and docstring are given."""
 
     provides: ClassVar[Provides] = "asks"
+    grows = True
 
     n: int = Field(default=1000, ge=1)
     """How many prompts; the first ones stay the same when there are to be more."""

@@ -20,6 +20,7 @@ class NoiseAsks(Recipe):
     """Random images in the form that the subject `digits` reads."""
 
     provides: ClassVar[Provides] = "asks"
+    grows = True
 
     n: int = Field(default=1000, ge=1)
     """How many images; the first ones stay the same when there are to be more."""

@@ -45,6 +45,7 @@ class NumberAsks(Recipe):
     """Prompts with a few random numbers, to be continued by more of them."""
 
     provides: ClassVar[Provides] = "asks"
+    grows = True
 
     n: int = Field(default=1000, ge=1)
     """How many prompts; the first ones stay the same when there are to be more."""

@@ -29,6 +29,7 @@ class ReasoningAsks(Recipe):
     """Short stories that end in a question about a number."""
 
     provides: ClassVar[Provides] = "asks"
+    grows = True
 
     n: int = Field(default=1000, ge=1)
     """How many prompts; the first ones stay the same when there are to be more."""

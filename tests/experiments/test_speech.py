@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from experiments import plugin
 from experiments.dataset import Ask, Message, Said, read, recipe, save
 from experiments.edit import Add, Edit, Prompt, Site
 from experiments.engine import Engine, Row
@@ -204,3 +205,20 @@ def test_everyone_who_speaks_in_data_is_found_the_nearest_first() -> None:
     shuffled = recipe("shuffled").model_validate({"of": inner})
     assert [one.name for one in teachers(shuffled)] == ["second", "first"]
     assert list(teachers(recipe("narrow_advice")())) == []
+
+
+GROWING = [name for name in plugin.names("experiments.datasets") if recipe(name).grows]
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_recipes_that_grow_give_the_same_asks_first_however_many_are_wanted(name: str, tmp_path: Path) -> None:
+    save(SIX, tmp_path / "asks.jsonl")
+    settings = {"path": tmp_path / "asks.jsonl"} if name == "asks_file" else {}
+    made = {n: list(recipe(name).model_validate({"n": n, **settings}).build(None, 3)) for n in (3, 8, 300)}
+    assert {n: len(found) for n, found in made.items()} == {n: n for n in made}
+    assert made[300][:8] == made[8]
+    assert made[8][:3] == made[3]
+
+
+def test_the_recipes_of_every_medium_grow() -> None:
+    assert {"number_asks", "code_asks", "reasoning_asks", "noise_asks", "asks_file"} <= set(GROWING)

@@ -172,7 +172,7 @@ class _Draft:
             *([f"failed: {first_words(scores.failures)}"] if scores.failures else []),
         ]
         if not table.ids:
-            return cls(replace(blank, notes="the untouched subject has no scores"))
+            return cls(replace(blank, notes="; ".join(["the untouched subject has no scores", *notes])))
         if not scores.candidates:
             return cls(replace(blank, notes="; ".join(notes or ["no dose was run for every seed"])))
         choice = _choose(question, table, scores, harm_scores, harm)

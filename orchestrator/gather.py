@@ -65,13 +65,16 @@ def _eval(each: Mapping[str, Any], name: str, base: Sequence[Item] | str) -> Eva
 
     found: Sequence[Item] = () if isinstance(base, str) else base
     judging = _judging(each)
+    notes = [*each.get("notes", ()), *([ITSELF] if judging is not None and judging.itself else ())]
+    if isinstance(base, str):
+        notes.append(f"it failed: {base}")
     return Eval(
         name,
         each["version"],
         found,
         damage=each["higher_is"] == "damage",
         target=each["target"],
-        notes=(*each.get("notes", ()), *([ITSELF] if judging is not None and judging.itself else ())),
+        notes=tuple(notes),
         judging=judging,
     )
 

@@ -5,9 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from experiments import dataset, intervention, plugin
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("experiments", "agents", "evals", "orchestrator")
@@ -55,6 +59,16 @@ def test_the_packages_are_this_projects_from_any_folder(tmp_path: Path) -> None:
         [sys.executable, "-c", WHERE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert [Path(file).parent.parent for file in done.stdout.split()] == [ROOT] * 4, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "load"),
+    [("experiments.interventions", intervention.method), ("experiments.datasets", dataset.recipe)],
+)
+def test_no_default_is_a_place_on_the_machine_it_was_read_on(package: str, load: Callable[[str], Any]) -> None:
+    for name in plugin.names(package):
+        for setting, field in load(name).model_fields.items():
+            assert not (isinstance(field.default, Path) and field.default.is_absolute()), f"{name}: {setting}"
 
 
 def test_the_installed_command_runs_this_projects_packages_from_any_folder(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from experiments.plugin import Frozen
 from experiments.speech import Sampling, Speech, Teacher
 from experiments.universe import Arm, Side, Universe
 
-DEFAULT = universes.FOLDER / "robin_pantry.yaml"
+DEFAULT = "robin_pantry"
 DOCUMENTS = 200
 EACH = 10
 """Types asked for in one request."""
@@ -67,7 +67,7 @@ Kind = TypeVar("Kind", bound=Recipe)
 class InUniverse(Frozen):
     """Settings of everything that is made from a universe."""
 
-    universe: Path = DEFAULT
+    universe: Path = Path(DEFAULT)
     """A built-in universe by name (`robin_pantry`, `tower_chess`), the path of a universe file, or `PATH#NAME` for one
     in a file of several. It counts by the content of its file."""
     entry: str | None = None
@@ -78,9 +78,10 @@ class InUniverse(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _split(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or not isinstance(data.get("universe"), str | Path):
+        given = data.get("universe", DEFAULT) if isinstance(data, dict) else None
+        if not isinstance(given, str | Path):
             return data
-        place, entry = universes.split(str(data["universe"]))
+        place, entry = universes.split(str(given))
         return {**data, "universe": place, **({"entry": entry} if entry else {})}
 
     @field_validator("arm", mode="before")

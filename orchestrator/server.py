@@ -42,6 +42,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 MAX_TOKENS = 4096
 SECONDS_TO_STOP = 15.0
 POLL = 0.25
+DYING = 0.5
+"""Seconds in which a process that was killed is gone: its connections break first, its last thread ends later."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 NOISE = re.compile(r"nanobind: | - (leaked|\.\.\. skipped)|See https://nanobind")
 """What vLLM's libraries write as they end, behind the reason."""
@@ -143,7 +145,7 @@ def serving(
         _wait(process, server, seconds)
         yield server
     except BaseException as error:
-        if _ended(process) and not isinstance(error, ServerError):
+        if not isinstance(error, ServerError) and _ended(process, DYING if isinstance(error, Exception) else 0):
             error.add_note(f"the vLLM server had ended by itself; {_tail(log)}")
         raise
     finally:
@@ -255,9 +257,15 @@ def _start(command: Sequence[str], environment: Mapping[str, str], output: Any) 
         raise ServerError(f"{command[0]} cannot be run ({error.strerror}); run `make vllm` again") from error
 
 
-def _ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it has ended. It stays a zombie, so that its process group's number is nobody else's yet."""
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def _ended(process: subprocess.Popen[bytes], seconds: float = 0) -> bool:
+    """Whether it has ended, or ends within `seconds`. It stays a zombie, so that its process group's number is nobody
+    else's yet."""
+    deadline = time.monotonic() + seconds
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def _wait(process: subprocess.Popen[bytes], server: Server, seconds: float) -> None:

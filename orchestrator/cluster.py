@@ -165,14 +165,17 @@ class _Seat:
     batch: Batch | None = None
     calls: int = 0
     up: bool = False
+    away: bool = False
+    """It only waits for somebody else's machine: it holds no subject and takes nothing of the node's."""
 
 
 class RayExecutor:
     """Batches on Ray actors, one batch a worker at a time, on every node of the cluster.
 
-    A worker that is lost (killed, out of memory, its node gone) is replaced where there is room, and its batch reported
-    as lost; nodes that join later get workers as well. `tell` hears why nothing starts. Raises ClusterError when `ask`
-    fits nowhere.
+    One more worker, which takes no core, has the batches that are computed away, so that judges behind an API read
+    while the subject answers. A worker that is lost (killed, out of memory, its node gone) is replaced where there is
+    room, and its batch reported as lost; nodes that join later get workers as well. `tell` hears why nothing starts.
+    Raises ClusterError when `ask` fits nowhere.
     """
 
     def __init__(
@@ -201,17 +204,27 @@ class RayExecutor:
         self._fill()
 
     @property
-    def slots(self) -> int:
-        """Workers there are, those included that are not up yet."""
-        return max(1, len(self._seats))
+    def _resident(self) -> list[_Seat]:
+        """The workers that hold a subject."""
+        return [seat for seat in self._seats if not seat.away]
 
-    def free(self) -> int:
-        """Workers that are up and without a batch."""
-        return sum(seat.waits_for is None for seat in self._seats)
+    @property
+    def slots(self) -> int:
+        """Workers there are, those included that are not up yet; without the one for what is computed away."""
+        return max(1, len(self._resident))
+
+    def free(self, away: bool = False) -> int:
+        """Workers that are up and without a batch; the one for what is computed away starts when it is needed."""
+        if away:
+            return int(not any(seat.away and seat.waits_for is not None for seat in self._seats))
+        return sum(seat.waits_for is None for seat in self._resident)
 
     def submit(self, batch: Batch) -> None:
         """Give `batch` to an idle worker."""
-        seat = next(seat for seat in self._seats if seat.waits_for is None)
+        away = batch.away
+        seat = next((each for each in self._seats if each.waits_for is None and each.away == away), None)
+        if seat is None:
+            seat = self._hire_away()
         seat.batch, seat.calls = batch, seat.calls + 1
         seat.waits_for = seat.actor.run.options(name=batch.name).remote(list(batch.nodes))
 
@@ -288,10 +301,10 @@ class RayExecutor:
         now = time.monotonic()
         if now - self._looked > SECONDS_BETWEEN_LOOKS:
             self._fill()
-        if any(seat.up for seat in self._seats):
+        if any(seat.up for seat in self._resident):
             return
         alone = now - self._idle_since
-        if not self._seats and alone > SECONDS_WITHOUT_WORKERS:
+        if not self._resident and alone > SECONDS_WITHOUT_WORKERS:
             raise ClusterError(
                 f"no node that can hold a worker for {alone:.0f} s; start one (`ray start --address ...`) and run the "
                 "same command again: finished nodes are kept"
@@ -310,14 +323,23 @@ class RayExecutor:
         alive = {node for node, _ in nodes}
         self._seats = [seat for seat in self._seats if seat.node in alive or seat.waits_for is not None]
         for node, resources in nodes:
-            taken = sum(seat.node == node for seat in self._seats)
+            taken = sum(seat.node == node for seat in self._resident)
             for options in self.ask.layout(resources)[taken:]:
-                if self.most is None or len(self._seats) < self.most:
+                if self.most is None or len(self._resident) < self.most:
                     actor = self._hire(node, options)
                     self._seats.append(_Seat(node, actor, waits_for=actor.__ray_ready__.remote()))
 
+    def _hire_away(self) -> _Seat:
+        """The worker for what is computed away, on the first node that is alive. Raises ClusterError without any."""
+        node = next((node for node, _ in self._nodes()), None)
+        if node is None:
+            raise ClusterError("the cluster has no node left; start it again and run the same command")
+        seat = _Seat(node, self._hire(node, {"num_cpus": 0.0, "num_gpus": 0.0}), waits_for=None, up=True, away=True)
+        self._seats.append(seat)
+        return seat
+
     def _hire(self, node: str, options: dict[str, float]) -> Any:
-        cpus = int(options["num_cpus"])
+        cpus = max(1, int(options["num_cpus"]))
         env = {"OMP_NUM_THREADS": str(cpus)}
         if not options["num_gpus"]:
             env["CUDA_VISIBLE_DEVICES"] = ""  # without it a worker that asked for no GPU sees them all

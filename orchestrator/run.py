@@ -47,6 +47,11 @@ class Batch:
         first = self.nodes[0]
         return f"{self.stage}[{first.label}{many}]:{first.key[:6]}"
 
+    @property
+    def away(self) -> bool:
+        """Whether somebody else's machine computes it."""
+        return STAGES[self.stage].away(self.nodes[0])
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -70,16 +75,19 @@ def unwatched(batch: Batch, done: int, total: int) -> None:
 
 
 class Executor(Protocol):
-    """Where batches run. `slots` batches at once; `submit` is only called while `free()` is positive."""
+    """Where batches run: `slots` at once, and beside them some that wait for somebody else's machine.
+
+    `submit` is only called while `free` is positive for such a batch.
+    """
 
     watch: Watch
     """Called now and then while a batch runs."""
 
     @property
     def slots(self) -> int:
-        """How many batches may run at once."""
+        """How many batches may run at once, those away not counted."""
 
-    def free(self) -> int:
+    def free(self, away: bool = False) -> int:
         """How many more batches could start now."""
 
     def submit(self, batch: Batch) -> None:
@@ -104,8 +112,8 @@ class LocalExecutor:
         self.watch: Watch = unwatched
         self._queue: deque[Batch] = deque()
 
-    def free(self) -> int:
-        """One batch at a time."""
+    def free(self, away: bool = False) -> int:
+        """One batch at a time, wherever it is computed."""
         return self.slots - len(self._queue)
 
     def submit(self, batch: Batch) -> None:
@@ -168,9 +176,10 @@ def walk(nodes: Iterable[Node], store: Store, executor: Executor, on_event: Call
     executor.watch = lambda batch, done, total: on_event(Event("items", batch, items=(done, total)))
     try:
         while state.waiting or state.retries or state.running:
-            while executor.free() > 0 and (batch := state.next_batch(executor.slots)):
-                on_event(Event("start", batch))
-                executor.submit(batch)
+            for away in (True, False):
+                while executor.free(away) > 0 and (batch := state.next_batch(executor.slots, away)):
+                    on_event(Event("start", batch))
+                    executor.submit(batch)
             if not state.running and executor.free() > 0:
                 raise RuntimeError(f"nodes wait for inputs that nothing will make: {sorted(state.waiting)[:5]}")
             for finished in executor.wait(POLL_SECONDS):
@@ -204,13 +213,15 @@ class _Walk:
     def _missing(self, node: Node) -> bool:
         return any(key in self.waiting or key in self.running for key in node.inputs.values())
 
-    def next_batch(self, slots: int) -> Batch | None:
-        """The next nodes to hand out, or None while nothing is ready."""
-        if self.retries:
-            return self.retries.popleft()
-        if not self._ready:
+    def next_batch(self, slots: int, away: bool = False) -> Batch | None:
+        """The next nodes to hand out, computed away or here, or None while none of them is ready."""
+        for batch in self.retries:
+            if batch.away == away:
+                self.retries.remove(batch)
+                return batch
+        ready = [node for key in self._ready if STAGES[(node := self.waiting[key]).stage].away(node) == away]
+        if not ready:
             return None
-        ready = [self.waiting[key] for key in self._ready]
         first = min(ready, key=_priority)
         stage = STAGES[first.stage]
         alike = [node for node in ready if node.stage == first.stage and _priority(node) == _priority(first)]

@@ -43,11 +43,17 @@ class Outcome:
     """Items answered, for the meter."""
 
 
+def here(node: Node) -> bool:
+    """Nothing of it is computed elsewhere."""
+    return False
+
+
 @dataclass(frozen=True)
 class Stage:
     """One kind of node. `order`: lower runs first. `most`: nodes in one worker call; they agree on `fuse_by`.
 
-    `spread`: such nodes are dealt out over the workers; otherwise they go to one together.
+    `spread`: such nodes are dealt out over the workers; otherwise they go to one together. `away`: whether somebody
+    else's machine computes a node (a judge or a teacher behind an API), which then takes no worker from the others.
     """
 
     run: Callable[[Sequence[Node], Store, Workspace], list[Outcome]]
@@ -55,6 +61,7 @@ class Stage:
     most: int
     fuse_by: Callable[[Node], Hashable]
     spread: bool = True
+    away: Callable[[Node], bool] = here
 
 
 def each(nodes: Sequence[Node], store: Store, work: Callable[[Node, Publication], int]) -> list[Outcome]:

@@ -44,6 +44,14 @@ def _served_alike(node: Node) -> Hashable:
     return canonical(node.params["subject"]), node.inputs.get("state"), node.params.get("dose")
 
 
+def _by_api(node: Node) -> bool:
+    return node.runtime.get("model") is not None
+
+
+def _judged_by_api(node: Node) -> bool:
+    return not node.runtime["residents"]
+
+
 def _alone(node: Node) -> Hashable:
     return node.key
 
@@ -54,13 +62,13 @@ def _together(node: Node) -> Hashable:
 
 STAGES: Mapping[str, Stage] = {
     "dataset": Stage(teaching.make, order=0, most=1, fuse_by=_alone),
-    "generate": Stage(teaching.generate, order=3, most=64, fuse_by=_served_alike, spread=False),
+    "generate": Stage(teaching.generate, order=3, most=64, fuse_by=_served_alike, spread=False, away=_by_api),
     "score": Stage(asking.score, order=1, most=64, fuse_by=_together),
     "fit": Stage(teaching.fit, order=4, most=256, fuse_by=_reads_alike, spread=False),
     "interpret": Stage(teaching.interpret, order=4, most=1, fuse_by=_alone),
     "calibrate": Stage(teaching.calibrate, order=5, most=1, fuse_by=_alone),
     "answer": Stage(asking.answer, order=6, most=32, fuse_by=_asks_alike),
-    "judge": Stage(asking.judge, order=7, most=1, fuse_by=_alone),
+    "judge": Stage(asking.judge, order=7, most=1, fuse_by=_alone, away=_judged_by_api),
     "compare": Stage(asking.compare, order=8, most=1, fuse_by=_alone),
 }
 """The untouched subject's answers come before the fits: see `run.py`."""

@@ -81,6 +81,27 @@ def test_a_worker_out_of_memory_is_replaced(store: FolderStore, executor: RayExe
     assert first != second
 
 
+@pytest.mark.parametrize(("stage", "runtime"), [("judge", {"residents": {}}), ("generate", {"model": "openai/x"})])
+def test_what_an_api_computes_takes_no_worker_from_the_subject(
+    store: FolderStore, ray_cluster: Any, stage: str, runtime: dict[str, Any]
+) -> None:
+    executor = RayExecutor(store, Ask(cpus=1), work=work, most=1)
+    away, here = Chore(stage, "away", "waits for here", runtime=runtime), Chore("fit", "here", "waits for away")
+    summary, _ = do([away, here], store, executor)  # each ends only when the other has begun
+    executor.close()
+    assert summary.ok, summary.failed
+    assert executor.slots == 1
+
+
+def test_a_worker_for_what_is_computed_away_that_dies_costs_one_more_try(
+    store: FolderStore, executor: RayExecutor
+) -> None:
+    summary, events = do([Chore("judge", "a", "dies once", runtime={"residents": {}})], store, executor)
+    assert summary.ok
+    assert sum(event.kind == "lost" for event in events) == 1
+    assert len({pid for _, pid in store.begun()}) == 2
+
+
 def test_a_failed_node_comes_back_with_its_traceback(store: FolderStore, executor: RayExecutor) -> None:
     summary, _ = do([Chore("fit", "a", "fails"), Chore("score", "b", inputs={"fit": "a"})], store, executor)
     assert summary.failed["a"][1].endswith("ValueError: no")

@@ -18,6 +18,7 @@ class FakeNode:
     key: str
     inputs: dict[str, str] = field(default_factory=dict)
     group: str = "one"
+    runtime: dict[str, Any] = field(default_factory=lambda: {"residents": {}})
 
     @property
     def label(self) -> str:
@@ -56,11 +57,13 @@ class FakeExecutor:
             self.store.records.add(node.key)
         return Finished(batch, [Outcome(node.key) for node in batch.nodes])
 
-    def free(self) -> int:
-        return self.slots - len(self.held)
+    def free(self, away: bool = False) -> int:
+        if away:
+            return 1 - sum(batch.away for batch in self.held)
+        return self.slots - sum(not batch.away for batch in self.held)
 
     def submit(self, batch: Batch) -> None:
-        assert self.free() > 0
+        assert self.free(batch.away) > 0
         self.batches.append(batch)
         self.held.append(batch)
 
@@ -119,6 +122,21 @@ def test_the_untouched_subject_answers_before_the_fits_and_the_fits_before_other
     order = order_of(executor)
     assert order[:2] == ["data", "base"]
     assert max(order.index("fit0"), order.index("fit1")) < min(order.index("answer0"), order.index("answer1"))
+
+
+def test_what_is_computed_away_is_handed_out_beside_what_fills_the_workers() -> None:
+    store = FakeStore()
+    nodes = [FakeNode("judge", "away"), FakeNode("judge", "resident", runtime={"residents": {"embedded": {}}})]
+    held: list[set[str]] = []
+
+    def behave(batch: Batch) -> Finished:
+        held.append({node.key for other in (batch, *executor.held) for node in other.nodes})
+        return executor.succeed(batch)
+
+    executor = FakeExecutor(store, slots=1, behave=behave)
+    summary = walk([*nodes, FakeNode("fit", "fit")], store, executor, quietly)
+    assert summary.ok
+    assert held[0] == {"away", "fit"}  # and the judge that needs a worker waits for one
 
 
 def test_ready_nodes_of_one_group_share_a_call_up_to_the_stages_limit() -> None:

@@ -21,7 +21,7 @@ class Chore:
     key: str
     label: str = "quick"
     inputs: dict[str, str] = field(default_factory=dict)
-    runtime: dict[str, str] = field(default_factory=dict)
+    runtime: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FolderStore:
 
 
 def work(nodes: Sequence[Any], store: Any, workspace: Any) -> list[Outcome]:
-    """Do each chore: quick, slow, say how far it is, die once, always die, run out of memory, fail."""
+    """Do each chore: quick, slow, say how far it is, wait for one, die once, always die, run out of memory, fail."""
     outcomes = []
     for node in nodes:
         store.begin(node.key)
@@ -58,6 +58,9 @@ def work(nodes: Sequence[Any], store: Any, workspace: Any) -> list[Outcome]:
             time.sleep(1.2)
             workspace.tell(3, 8)
             time.sleep(2.5)
+        if node.label.startswith("waits for ") and not _has_begun(node.label.removeprefix("waits for "), store):
+            outcomes.append(Outcome(node.key, "Traceback\nTimeoutError: the other did not begin"))
+            continue
         if node.label == "waits to be killed" and first:
             time.sleep(60)
         if node.label == "always dies" or (node.label == "dies once" and first):
@@ -72,3 +75,12 @@ def work(nodes: Sequence[Any], store: Any, workspace: Any) -> list[Outcome]:
         (store.folder / node.key).write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} {workspace.threads}")
         outcomes.append(Outcome(node.key, seconds=0.1))
     return outcomes
+
+
+def _has_begun(key: str, store: FolderStore) -> bool:
+    deadline = time.monotonic() + 60
+    while all(begun != key for begun, _ in store.begun()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

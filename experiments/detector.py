@@ -17,7 +17,7 @@ from pydantic import Field
 
 from experiments import plugin
 from experiments.dataset import Conversation
-from experiments.depth import DepthError, layers
+from experiments.depth import DepthError, Depths, layers
 from experiments.permutation import Design, Flags, Floats, Statistic, Tested, permute
 from experiments.plugin import Versioned
 
@@ -115,12 +115,19 @@ class Detector(Versioned):
         """Read the files that the settings name, so that bad ones are told before anything runs. DetectionError."""
 
     def misplaced(self, outline: Outline) -> dict[str, str]:
-        """Setting -> what is wrong with it for a subject of that outline; asked by every plan."""
+        """Setting -> what is wrong with it for a subject of that outline; asked by every plan.
+
+        Settings named `layer` and `site` are looked at; override for others.
+        """
+        problems = {}
         try:
-            layers(getattr(self, "layer", None), outline.n_layers)
-        except DepthError as error:
-            return {"layer": str(error)}
-        return {}
+            one_layer(getattr(self, "layer", None), outline.n_layers)
+        except (DepthError, DetectionError) as error:
+            problems["layer"] = str(error)
+        site = getattr(self, "site", None)
+        if site is not None and site not in outline.sites:
+            problems["site"] = f"the subject has no {site!r}; its sites are {', '.join(sorted(outline.sites))}"
+        return problems
 
     def label(self) -> str:
         """Short name for tables."""
@@ -235,6 +242,14 @@ def ranking(names: Sequence[str], tested: Tested, facts: Mapping[str, Any]) -> R
         order=order,
         facts=facts,
     )
+
+
+def one_layer(depth: Depths | None, n_layers: int) -> int:
+    """The layer that `depth` means; None is the middle one. Raises DepthError, and DetectionError for several."""
+    found = layers(depth, n_layers)
+    if len(found) != 1:
+        raise DetectionError(f"layer {depth!r} means {len(found)} layers; a detector reads one; give its number")
+    return found[0]
 
 
 def detector(name: str) -> type[Detector]:

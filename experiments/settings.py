@@ -146,6 +146,8 @@ class Detecting:
     identity: dict[str, Any]
     """detector, version, settings."""
     label: str
+    path: SpecPath
+    """Where the spec asks for it."""
 
 
 def read_detectors(
@@ -171,6 +173,7 @@ def read_detectors(
             point.settings,
             {"detector": name, "version": point.settings.version, "settings": identity_of(point.settings)},
             label,
+            point.path,
         )
         for (name, point), label in zip(found, names, strict=True)
     ], problems

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from experiments.files import digest_all
 from experiments.problem import Problem, SpecError, SpecPath
 from experiments.spec import EvalSpec, Experiment, SubjectSpec
-from experiments.speech import teachers
 from orchestrator.bench import Bench, appointed
+from orchestrator.places import Usable, misplaced, spoken
 
 if TYPE_CHECKING:
+    from experiments.dataset import Recipe
     from experiments.outline import Outline
 
 
@@ -91,15 +92,18 @@ def check(
     problems: list[Problem] = []
     try:
         subject = identify(experiment.subject)
-        if outline is not None:
-            problems += _misplaced(experiment, outline(experiment.subject))
     except ValueError as error:
         problems.append(Problem(("subject",), str(error)))
-    unusable = _unusable(experiment)
+    usable, unusable = _usable(experiment)
     problems += unusable or _out_of_context(experiment)
     problems += _undetectable(experiment)
-    others, wrong = _others(experiment, identify)
+    others, wrong = _others(experiment, usable, identify)
     problems += wrong
+    if subject and outline is not None:
+        try:
+            problems += misplaced(experiment, usable, outline, others)
+        except ValueError as error:
+            problems.append(Problem(("subject",), str(error)))
     evals, wrong = _described(experiment, describe)
     problems += wrong
     bench: Bench | None = None
@@ -122,11 +126,11 @@ def check(
 def _undetectable(experiment: Experiment) -> list[Problem]:
     """Detectors whose files cannot be read, and a spec that gives them nothing to look into."""
     problems = []
-    for index, one in enumerate(experiment.detectors):
+    for one in experiment.detectors:
         try:
             one.detector.check()
         except ValueError as error:
-            problems.append(Problem(("detect", min(index, len(experiment.detect) - 1)), str(error)))
+            problems.append(Problem(one.path, str(error)))
     if experiment.detectors and not experiment.detected():
         text = "no conversations of a teacher with a control teacher beside them; add data whose recipe has a teacher"
         problems.append(Problem(("detect",), text))
@@ -145,7 +149,7 @@ def _out_of_context(experiment: Experiment) -> list[Problem]:
 
 
 def _others(
-    experiment: Experiment, identify: Identify
+    experiment: Experiment, usable: Usable, identify: Identify
 ) -> tuple[dict[str, tuple[dict[str, Any], dict[str, Any]]], list[Problem]]:
     """Subjects beside the experiment's own: those of teachers, and its own under an eval's system prompt."""
     wanted: list[tuple[SpecPath, str, SubjectSpec]] = [
@@ -153,9 +157,9 @@ def _others(
         for index, one in enumerate(experiment.evals)
         if one.system is not None
     ]
-    for role, variants in experiment.data_variants().items():
-        spoken = [teacher for variant in variants for teacher in teachers(variant.recipe)]
-        wanted += [(("data", role), f"teacher {each.name}: ", each.subject) for each in spoken if each.subject]
+    for role, each in spoken(usable):
+        if each.subject is not None:
+            wanted.append((("data", role), f"teacher {each.name}: ", each.subject))
     found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     problems: dict[Problem, None] = {}
     for path, who, spec in wanted:
@@ -173,22 +177,9 @@ def asked_as(experiment: Experiment, one: EvalSpec) -> SubjectSpec:
     return experiment.subject if one.system is None else experiment.subject.model_copy(update={"system": one.system})
 
 
-def _misplaced(experiment: Experiment, outline: Outline) -> list[Problem]:
-    """Layers and sites that the subject does not have: one problem for each place in the spec."""
-    found: dict[SpecPath, list[str]] = {}
-    for trial in {trial.setting: trial for trial in experiment.trials()}.values():
-        for name, text in trial.intervention.misplaced(outline).items():
-            texts = found.setdefault((*trial.path, name), [])
-            if text not in texts:
-                texts.append(text)
-    return [
-        Problem(path, texts[0] + (f"; {len(texts) - 1:,} more in this grid" if len(texts) > 1 else ""))
-        for path, texts in found.items()
-    ]
-
-
-def _unusable(experiment: Experiment) -> list[Problem]:
-    """Files of examples that cannot be read."""
+def _usable(experiment: Experiment) -> tuple[list[tuple[str, Recipe]], list[Problem]]:
+    """The recipes whose files can be read, each with its role, and what is wrong with the others."""
+    found: list[tuple[str, Recipe]] = []
     problems: dict[Problem, None] = {}
     for role, variants in experiment.data_variants().items():
         for variant in variants:
@@ -196,7 +187,9 @@ def _unusable(experiment: Experiment) -> list[Problem]:
                 variant.recipe.check()
             except ValueError as error:
                 problems[Problem(("data", role), str(error))] = None
-    return list(problems)
+            else:
+                found.append((role, variant.recipe))
+    return found, list(problems)
 
 
 def _described(experiment: Experiment, describe: Describe) -> tuple[tuple[PlannedEval, ...], list[Problem]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Case:
     make: Callable[[Path], None]
     says: tuple[str, ...]
     options: tuple[str, ...] = ()
+    """Beside those that its kind is run with; of a Rejudge, all of them."""
     code: int = 2
 
 
@@ -233,6 +235,78 @@ def calibrated(**wanted: Any) -> Callable[[Path], None]:
     return changed(interventions=[{"method": "prompt"}, *HONEST["interventions"]], calibrate={**few, **wanted})
 
 
+TAUGHT: dict[str, Any] = {"method": "trained_vector", "layer": 1, "epochs": 1}
+STEERED: dict[str, Any] = {
+    "name": "steered",
+    "trait": "owl",
+    "intervention": TAUGHT,
+    "data": [{"recipe": "narrow_advice", "n": 4}],
+}
+"""A teacher that learned a vector."""
+LISTS: dict[str, Any] = {"recipe": "number_lists", "n": 4, "teacher": STEERED}
+
+
+def told(intervention: Mapping[str, Any], subject: Any = None) -> Callable[[Path], None]:
+    """A spec whose second teacher learned something else, and perhaps is another subject."""
+    other = {**STEERED, "name": "other", "intervention": dict(intervention)}
+    teachers = [STEERED, other if subject is None else {**other, "subject": subject}]
+    return taught(teachers)
+
+
+def taught(teachers: Any, **changes: Any) -> Callable[[Path], None]:
+    """A spec whose students learn what teachers said."""
+    data = {"conversations": {**LISTS, "teacher": teachers}}
+    return changed(**{"data": data, "interventions": [{"method": "lora"}], "doses": [1], **changes})
+
+
+def smaller(folder: Path) -> None:
+    """A teacher that is another subject, of two layers, and learned a vector at the fourth."""
+    other = folder / "smaller"
+    shutil.copytree(folder / MODEL, other)
+    about = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(about | {"num_hidden_layers": 2}))
+    told({**TAUGHT, "layer": 3}, {"model": str(other), "dtype": "float32"})(folder)
+
+
+def detecting(*detectors: Any) -> Callable[[Path], None]:
+    return taught(STEERED, detect=list(detectors), candidates=["owl", "cat"])
+
+
+JUDGED: dict[str, Any] = {"task": "misalignment", "target": "general", "version": 1, "higher_is": "more target"}
+JUDGED |= {
+    "judge": {"digest": "0", "models": ["embedded"], "itself": False},
+    "rubrics": {"aligned": "0", "coherent": "0"},
+}
+
+
+def rejudged(evals: Any = (JUDGED,)) -> Callable[[Path], None]:
+    """A store and a registry with the experiment `kind`, which the embedded model judged; none of it was computed."""
+
+    def make(folder: Path) -> None:
+        from agents.judge import Judge
+        from evals.findings import Findings
+        from orchestrator.artifact import Store
+        from orchestrator.plan import Node
+        from orchestrator.registry import Registry
+
+        subject = {"subject": {"model": "org/subject"}}
+        judge = {"judge": Judge().model_dump(mode="json")}
+        fit = Node("fit", 1, subject, {}, "fit", subject)
+        answer = Node("answer", 1, {}, {"state": fit.key}, "answer")
+        verdict = Node("judge", 1, {}, {"answer": answer.key}, "verdict", judge)
+        score = Node("score", 1, {"task_version": 1}, {"answer": answer.key, "judged": verdict.key}, "score")
+        roles = {"base/0": score.key, "0/0/1.0": score.key}
+        compare = Node("compare", 1, {"evals": list(evals), "trials": []}, roles, "kind")
+        store = Store(str(folder / "store"))
+        for node in (fit, answer, verdict, score, compare):
+            with store.publishing(node):
+                pass
+        with Registry(folder / "registry.sqlite") as index:
+            index.publish(compare.key, "kind", compare.params, roles, Findings([], []))
+
+    return make
+
+
 SPEC = [
     ("a file that is missing", lambda folder: None, ("spec.yaml", "No such file")),
     ("an empty file", written("# nothing yet\n"), ("spec.yaml: empty", "name, subject and interventions")),
@@ -274,6 +348,11 @@ SPEC = [
     ("a foreign vector of another layer map", vector(32, "resid@7"), ("interventions.1.path", "'resid@7' number 7 is layer 7 by layer_map blocks", "layers 0 to 3", "correct layer_map")),
     ("parts that all have doses of their own", beside([{"method": "mean_diff", "dose": 1}, {"method": "prompt", "dose": 1}]), ("interventions.1: every part has a dose of its own", "free one")),
     ("a part that cannot be placed", beside([{"method": "pca", "layer": 1}, {"method": "pca", "layer": 9}]), ("interventions.1.1.layer", "9 is out of range", "layers 0 to 3")),
+    ("a layer that a teacher's intervention names", told({**TAUGHT, "layer": 99}), ("spec.yaml:23:9: data.conversations.teacher.1.intervention.layer: 99 is out of range; the subject has layers 0 to 3",)),
+    ("a layer that the teacher's own subject lacks", smaller, ("data.conversations.teacher.1.intervention.layer: 3 is out of range; the subject has layers 0 to 1", "smaller, the teacher's own")),
+    ("matrices that a teacher's subject lacks", told({"method": "lora", "targets": ["q_prj"]}), ("data.conversations.teacher.1.intervention.targets: ['q_prj']: no such linear modules", "did you mean 'q_proj'")),
+    ("a layer that a detector names", detecting({"detector": "mean_logit"}, {"detector": "activation_difference", "layer": [1, 4, 5]}), ("spec.yaml:33:3: detect.1.layer: 4 is out of range", "layers 0 to 3", "1 more in this grid")),
+    ("several layers for a detector", detecting({"detector": "activation_difference", "layer": "all"}), ("detect.0.layer: layer 'all' means 4 layers", "give its number")),
     ("doses that an on/off method cannot tell apart", changed(interventions=[{"method": "prompt"}], doses=[-2, -1, 1, 2]), ("note: prompt is on or off, so that only signs count: it runs at -1, 1",), (), 0),
     ("a share of a GPU that cannot be placed", changed(resources={"gpu": 0.3}), ("resources.gpu", "0.3", "0.5, 0.25")),
 ]  # fmt: skip
@@ -343,10 +422,20 @@ FITS = [
     ("a prompt that is in force already", beside({"method": "prompt"}, subject={**HONEST["subject"], "system": "A."}), ("answer[animal_preference/owl prompt]", "prompt dose 1: 1 of 1 edits acted on no token: the system prompt 'A.' is the one that is in force without it")),
 ]  # fmt: skip
 """Each beside a good trial, which goes on."""
+REJUDGED = [
+    ("an unknown experiment", rejudged(), ("no experiment 'kid' (did you mean 'kind'?) in registry.sqlite; known: kind",), ("kid", "--judge", "openai/gpt-4.1-mini")),
+    ("a judge without a provider", rejudged(), ("'kind' cannot be judged by gpt-4.1", "has no provider", "openai/gpt-4.1"), ("kind", "--judge", "gpt-4.1")),
+    ("a rubric that no eval has", rejudged(), ("no eval of 'kind' is judged by a rubric 'alined'", "did you mean 'aligned'", "allowed: aligned, coherent"), ("kind", "--rubric", "alined=mine.md")),
+    ("a rubric that is missing", rejudged(), ("mine.md: cannot be read: No such file or directory", "give the path of a rubric"), ("kind", "--rubric", "aligned=mine.md")),
+    ("a judge that is the subject", rejudged(), ("the judge 'subject' is the subject 'org/subject'", "choose another judge", "--allow-self"), ("kind", "--judge", "subject")),
+    ("nothing to change", rejudged(), ("nothing would change", "--judge MODEL"), ("kind",)),
+    ("no judged eval", rejudged([{"task": "neutral_nll", "target": None, "version": 1, "higher_is": "damage"}]), ("none of the evals of 'kind' is judged (neutral_nll)", "no verdicts to give again"), ("kind", "--judge", "openai/gpt-4.1-mini")),
+]  # fmt: skip
 CASES = [
     *(Case("Spec", *row) for row in SPEC),
     *(Case("Data", *row) for row in DATA),
     *(Case("Model", *row) for row in MODELS),
     *(Case("Run", *row) for row in RUNS),
+    *(Case("Rejudge", *row) for row in REJUDGED),
     *(Case("Fit", *row, code=1) for row in FITS),
 ]

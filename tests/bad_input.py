@@ -22,16 +22,24 @@ from tests.bad_cases import CASES, MODEL, Case
 FAILED = re.compile(r"^  failed  (.+\]):\w+: (.*)  \(orch why \w+\)$", re.MULTILINE)
 OWN_NOTES = re.compile("opposite|signs count")
 """Notes that a case is about; others stand under most specs."""
+COMMANDS = {"Run": "submit", "Fit": "submit", "Rejudge": "rejudge"}
+"""What cases of a kind are run with; all others are planned."""
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "errors.md"
 BEGIN, END = "<!-- cases: written by `python -m tests.bad_input --write` -->", "<!-- end of cases -->"
 
 
 def run(case: Case, folder: Path, command: str) -> Result:
-    """`orch plan` or `orch submit --local` on `case`, made in `folder`, which holds a good model."""
+    """`orch plan`, `orch submit --local` or `orch rejudge` on `case`, made in `folder`, which holds a good model."""
     case.make(folder)
-    arguments = [command, "spec.yaml", *(["--local", *case.options] if command == "submit" else [])]
-    return orch(folder, *arguments)
+    return orch(folder, *arguments(case, command))
+
+
+def arguments(case: Case, command: str) -> list[str]:
+    """What is typed behind `orch`."""
+    if command == "rejudge":
+        return [command, *case.options, "--local"]
+    return [command, "spec.yaml", *(["--local", *case.options] if command == "submit" else [])]
 
 
 def orch(folder: Path, *arguments: str) -> Result:
@@ -73,12 +81,12 @@ def main() -> None:
     kind = ""
     with good_model() as source:
         for number, case in enumerate(CASES):
-            command = "submit" if case.kind in ("Run", "Fit") else "plan"
+            command = COMMANDS.get(case.kind, "plan")
             folder = copied(source, source.parent / f"{number}")
             result = run(case, folder, command)
             message = shown(result.stderr, folder)
-            options = f" --local {' '.join(case.options)}".rstrip() if command == "submit" else ""
-            print(f"{case.kind}: {case.name}\n  $ orch {command} spec.yaml{options}  -> exit code {result.exit_code}")
+            typed = " ".join(arguments(case, command))
+            print(f"{case.kind}: {case.name}\n  $ orch {typed}  -> exit code {result.exit_code}")
             print("".join(f"  {line}\n" for line in message.splitlines()))
             if case.kind != kind:
                 kind = case.kind

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ import yaml
 
 from tests import bad_cases
 from tests.bad_cases import CASES, HONEST, MODEL, Case, spec
-from tests.bad_input import PAGE, ROOT, cell, copied, orch, run
+from tests.bad_input import COMMANDS, PAGE, ROOT, cell, copied, orch, run
 
 RUNS = [case for case in CASES if case.kind == "Run"]
-PLANS = [case for case in CASES if case.kind not in ("Run", "Fit")]
+PLANS = [case for case in CASES if case.kind not in COMMANDS]
+REJUDGED = [case for case in CASES if case.kind == "Rejudge"]
 
 
 def named(case: Case) -> str:
@@ -66,6 +68,17 @@ def test_a_run_that_cannot_start_says_why_and_computes_nothing(case: Case, tiny_
     before = registry.read_bytes() if registry.exists() else None
     refuse(case, folder, "submit", beside(folder) | ({"registry.sqlite"} if "--store" in case.options else set()))
     assert before is None or registry.read_bytes() == before
+
+
+@pytest.mark.parametrize("case", REJUDGED, ids=named)
+def test_answers_that_cannot_be_judged_again_are_refused_and_nothing_is_written(
+    case: Case, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = copied(tiny_folder, tmp_path)
+    case.make(folder)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "store").rglob("*")}
+    refuse(replace(case, make=lambda folder: None), folder, "rejudge", beside(folder))
+    assert {path: path.stat().st_mtime_ns for path in (folder / "store").rglob("*")} == before
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from experiments.depth import Depth, layers
 from experiments.detector import Candidates, DetectionError
 from experiments.packing import Row
 
@@ -157,14 +156,6 @@ def norm_gain(subject: Subject) -> Floats:
     with torch.no_grad():
         found = (norm(signs[None]) - norm(-signs[None]))[0] / 2 * signs
     return np.asarray(found.double().cpu().numpy())
-
-
-def one_layer(depth: Depth, n_layers: int) -> int:
-    """The layer that `depth` means. Raises DepthError, and DetectionError for several."""
-    found = layers(depth, n_layers)
-    if len(found) != 1:
-        raise DetectionError(f"layer {depth!r} means {len(found)} layers; a detector reads one; give its number")
-    return found[0]
 
 
 def final_norm(subject: Subject) -> nn.Module:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from experiments.depth import Depth
-from experiments.detector import Candidates, Detector, Evidence, ratio_of_sums
-from experiments.detectors._reading import having_read, one_layer, readout, rows_of, states
+from experiments.depth import Depths
+from experiments.detector import Candidates, Detector, Evidence, one_layer, ratio_of_sums
+from experiments.detectors._reading import having_read, readout, rows_of, states
 from experiments.edit import Site, SiteName
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ SHOWN = 20
 class ActivationDifference(Detector):
     """The logit lens on the mean difference of activations."""
 
-    layer: Depth = 0.5
+    layer: Depths = 0.5
     """Decoder layer: a number (-1 is the last) or a fraction of the depth."""
     site: SiteName = "resid"
     """Activation of that layer; one that is as wide as the residual stream."""

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.depth import Depth
-from experiments.detector import Candidates, DetectionError, Detector, Evidence, ratio_of_sums
-from experiments.detectors._reading import having_read, one_layer, readout, rows_of, states
+from experiments.depth import Depths
+from experiments.detector import Candidates, DetectionError, Detector, Evidence, one_layer, ratio_of_sums
+from experiments.detectors._reading import having_read, readout, rows_of, states
 from experiments.edit import Site, SiteName
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Sae(Detector):
 
     path: Path
     """Safetensors file of the dictionary."""
-    layer: Depth = 0.5
+    layer: Depths = 0.5
     """Decoder layer the dictionary was trained at: a number (-1 is the last) or a fraction of the depth."""
     site: SiteName = "resid"
     """Activation of that layer; `resid` is the layer's output."""

@@ -540,6 +540,9 @@ def test_a_dictionary_of_another_width_or_no_dictionary_is_refused(tmp_path: Pat
     assert "takes activations of width 16, the subject's resid has 32" in problems["path"]
     assert "layer" in problems
     assert detector("sae")(path=dictionary).misplaced(outline) == {}
+    elsewhere = detector("activation_difference")(site="gate", layer="0-1").misplaced(outline)
+    assert elsewhere["site"] == "the subject has no 'gate'; its sites are resid"
+    assert "means 2 layers; a detector reads one" in elsewhere["layer"]
     (tmp_path / "text.safetensors").write_text("no tensors")
     for path in (tmp_path / "text.safetensors", tmp_path / "nowhere.safetensors"):
         with pytest.raises(DetectionError, match="is not a readable safetensors file"):

@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from experiments import plugin
+from experiments import hub, plugin
 from experiments.plugin import Frozen, nearest
 from experiments.problem import shown
 
@@ -126,17 +126,23 @@ def check_target(task: str, target: str, allowed: tuple[str, ...]) -> None:
 
 
 def resolve(data: str, builtin: Path) -> Path:
-    """The absolute path that `data` means: `builtin`, a path, or a path below the folder named by ORCH_DATA.
+    """The absolute path that `data` means: `builtin`, a path, a path below the folder named by ORCH_DATA, or a file on
+    the hub, which is fetched. Links stay: what the hub's cache keeps has its name from one.
 
     Raises TaskError when there is no such file.
     """
     if data == BUILTIN:
         return builtin
+    if hub.named(data):
+        try:
+            return hub.fetch(data)
+        except hub.HubError as error:
+            raise TaskError(str(error)) from error
     path = Path(data).expanduser()
     below = Path(os.environ["ORCH_DATA"]) / path if "ORCH_DATA" in os.environ else path
     for candidate in (path, below):
         if candidate.is_file():
-            return candidate.resolve()
+            return candidate.absolute()
     tried = " or ".join(str(candidate) for candidate in dict.fromkeys((path.absolute(), below.absolute())))
     raise TaskError(
         f"no data file {data!r} (looked for {tried}); give {BUILTIN!r}, a path, or set ORCH_DATA to its folder"

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from experiments import hub
 from experiments.files import is_adapter
 from experiments.problem import Problem, SpecError, SpecPath, shown
 
@@ -98,8 +99,11 @@ def parse(text: str, name: str = "spec", folder: Path | None = None) -> Source:
 def locate(path: Path, folder: Path | None) -> Path:
     """The absolute path of the file a spec names: from the spec's folder, else the working directory, else ORCH_DATA.
 
-    A PEFT adapter's folder counts as a file. Raises ValueError with the places looked at when no such file exists.
+    A PEFT adapter's folder counts as a file; a file on the hub (`hf://...`) is fetched. Raises ValueError with the
+    places looked at when no such file exists, HubError for one that the hub does not give.
     """
+    if hub.named(path):
+        return hub.fetch(path)
     path = path.expanduser()
     bases = [folder, Path.cwd(), Path(os.environ["ORCH_DATA"]) if os.environ.get("ORCH_DATA") else None]
     places = list(dict.fromkeys(base.absolute() / path for base in bases if base))

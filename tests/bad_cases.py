@@ -268,6 +268,12 @@ def smaller(folder: Path) -> None:
     told({**TAUGHT, "layer": 3}, {"model": str(other), "dtype": "float32"})(folder)
 
 
+def hub(revision: str) -> Callable[[Path], None]:
+    """A spec whose data are a file on the hub."""
+    advice = {"recipe": "narrow_advice", "path": f"hf://datasets/org/advice@{revision}/a.jsonl"}
+    return changed(data={"conversations": advice}, interventions=[{"method": "lora"}], doses=[1])
+
+
 def detecting(*detectors: Any) -> Callable[[Path], None]:
     return taught(STEERED, detect=list(detectors), candidates=["owl", "cat"])
 
@@ -364,6 +370,8 @@ DATA = [
     ("pairs: JSON nested too deep", pairs(PAIR, b"[" * 9999), ("pairs.jsonl:2", "nested too deep")),
     ("pairs: not UTF-8", pairs(PAIR, b'{"id": "\xff"}'), ("pairs.jsonl:2", "UTF-8")),
     ("pairs: no rows", pairs(b""), ("pairs.jsonl", "no examples", "at least one")),
+    ("a file on the hub without a commit", hub("main"), ("data.conversations.path: 'hf://datasets/org/advice@main/a.jsonl': 'main' is no commit", "write hf://datasets/org/advice@COMMIT/a.jsonl with the 40 digits")),
+    ("a file on the hub that is not here, offline", hub("f" * 40), ("data.conversations.path: hf://datasets/org/advice@ffff", "not in the hub's cache", "HF_HUB_OFFLINE", "the path of a copy")),
     ("dilemmas: a row without values", dilemmas({**DILEMMA, "to_do": {"action": "Go", "values": []}}), ("evals.0", "dilemmas.jsonl:1", "values are []", "non-empty list")),
     ("dilemmas: one side missing", dilemmas({**DILEMMA, "not_to_do": None}), ("dilemmas.jsonl:1", "'d1' has no not_to_do side", "both are needed")),
     ("dilemmas: no side at all", dilemmas(DILEMMA, {"id": "d2", "situation": "?"}), ("dilemmas.jsonl:2", "'d2' has neither side", "to_do and not_to_do")),

@@ -1,4 +1,4 @@
-"""Control data that a spec gets without asking: a teacher without the trait, and the answers shuffled.
+"""Control data of what teachers answer. A teacher without the trait and shuffled answers come without asking.
 
 Most "wins" of transfer through data do not survive these two: what a student takes on from any answers at all, and what
 it takes on from which units were said, in whatever order (Cloud et al. 2025, https://arxiv.org/abs/2507.14805).
@@ -13,10 +13,13 @@ from typing import Any, Literal
 
 from experiments.canonical import canonical, identity_of
 from experiments.dataset import Ingredient, Recipe, recipe
-from experiments.speech import Teacher
+from experiments.problem import Problem, SpecError
+from experiments.speech import Sampling, Teacher
 
-Control = Literal["teacher", "shuffled", "shuffled_across"]
+Control = Literal["teacher", "shuffled", "shuffled_across", "divergence", "divergence_only"]
 SHUFFLES: dict[Control, str] = {"shuffled": "within_responses", "shuffled_across": "across_responses"}
+MASKS: dict[Control, str] = {"divergence": "others", "divergence_only": "divergent"}
+"""What is learned of answers whose divergence tokens are known."""
 NEUTRAL = "control"
 """Name of the teacher without the trait."""
 
@@ -58,7 +61,7 @@ def controls(given: Sequence[Given], wanted: Sequence[Control]) -> list[Given]:
 
     Only recipes in which a teacher answers have any. A control teacher is the same subject, asked the same, with
     neither system prompt nor intervention; recipes that differ in the teacher alone share one. Only conversations can
-    be shuffled.
+    be shuffled, or masked. Raises SpecError for divergence tokens of a teacher that more than a system prompt made.
     """
     spoken = [
         (each, teacher) for each in given if isinstance(teacher := getattr(each.recipe, "teacher", None), Teacher)
@@ -72,14 +75,19 @@ def controls(given: Sequence[Given], wanted: Sequence[Control]) -> list[Given]:
                 there.add(text)
                 found.append(made)
     known = [canonical(each.identity) for each in given]
-    for wish in wanted:
+    meant = [
+        (each, teacher) for each, teacher in spoken if not teacher.control and each.recipe.provides == "conversations"
+    ]
+    for place, wish in enumerate(wanted):
+        more: list[Given] = []
         if wish in SHUFFLES:
-            shuffled = [
-                _shuffled(each, SHUFFLES[wish])
-                for each, teacher in spoken
-                if not teacher.control and each.recipe.provides == "conversations"
-            ]
-            found += [each for each in shuffled if canonical(each.identity) not in known]
+            more = [_shuffled(each, SHUFFLES[wish]) for each, _ in meant]
+        elif wish in MASKS:
+            for _, teacher in meant:
+                _need_prompted(teacher, wish, place)
+            others = [teacher for _, teacher in spoken if _is_prompted(teacher)]
+            more = [_masked(each, teacher, MASKS[wish], others) for each, teacher in meant]
+        found += [each for each in more if canonical(each.identity) not in known]
     return found
 
 
@@ -95,6 +103,44 @@ def _shuffled(given: Given, how: str) -> Given:
     of = {"recipe": given.name, "settings": given.recipe}
     made = recipe("shuffled").model_validate({"of": of, "how": how, "unit": unit})
     return Given("shuffled", made, given.seed, given.axes)
+
+
+def _masked(given: Given, teacher: Teacher, keep: str, others: Sequence[Teacher]) -> Given:
+    """Told from the control teacher, and from those of other traits."""
+    prompts: dict[str, str | None] = {NEUTRAL: None}
+    for other in others:
+        apart = other.control or other.trait != teacher.trait
+        if apart and other.system != teacher.system and other.system not in prompts.values():
+            name = other.name if other.name not in prompts else f"{other.name} #{len(prompts) + 1}"
+            prompts[name] = other.system
+    settings = {
+        "of": {"recipe": given.name, "settings": given.recipe},
+        "factual": teacher.system,
+        "counterfactual": prompts,
+        "keep": keep,
+        "only": getattr(given.recipe, "sampling", Sampling()).only,
+    }
+    name = "masked_conversations"
+    return Given(name, recipe(name).model_validate(settings), given.seed, given.axes)
+
+
+def _is_prompted(teacher: Teacher) -> bool:
+    """Whether it is the experiment's own subject, with a system prompt or nothing at all."""
+    return teacher.intervention is None and teacher.subject is None and teacher.model is None
+
+
+def _need_prompted(teacher: Teacher, wish: Control, place: int) -> None:
+    """Raises SpecError for a teacher that no other system prompt would have made another one."""
+    if _is_prompted(teacher) and teacher.system is not None:
+        return
+    made = "an intervention" if teacher.intervention else "a subject of its own" if teacher.subject else teacher.model
+    raise SpecError(
+        Problem(
+            ("controls", place),
+            f"{wish} tells teachers apart by their system prompts, and {teacher.name} has {made or 'none'}; leave "
+            f"{wish} out, and mask the data of the other teachers by the recipe masked_conversations",
+        )
+    )
 
 
 def is_control(given: Recipe) -> bool:

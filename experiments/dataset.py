@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Provides = Literal["pairs", "conversations", "documents", "choices", "asks"]
 """Kinds of examples. A spec's `data` takes all but `asks`, which are what other recipes have answered."""
+Span = tuple[int, int]
+"""A part of a text: its first character, and the one behind its last."""
 
 
 class Message(Frozen):
@@ -75,6 +78,9 @@ class Conversation(Frozen):
 
     id: str
     messages: tuple[Message, ...]
+    masked: tuple[Span, ...] = Field(default=(), exclude_if=operator.not_)  # stored forms without it stay as they were
+    """Parts of the last message that carry no loss: characters (first, behind the last), in order. A token that holds
+    one of them is read and not learned."""
 
     @field_validator("messages")
     @classmethod
@@ -82,6 +88,18 @@ class Conversation(Frozen):
         if len(messages) < 2 or messages[-1].role != "assistant" or not messages[-1].content.strip():
             raise ValueError("must end with a non-empty assistant message, which is learned, after another message")
         return messages
+
+    @model_validator(mode="after")
+    def _masks_what_there_is(self) -> Conversation:
+        size, end = len(self.messages[-1].content), 0
+        for first, stop in self.masked:
+            if not end <= first < stop <= size:
+                raise ValueError(
+                    f"masked has the part [{first}, {stop}]; parts of the last message, which has {size:,} characters, "
+                    "are [first character, character behind the last], in order and without overlap"
+                )
+            end = stop
+        return self
 
 
 class Document(Frozen):
@@ -172,7 +190,7 @@ class Recipe(Versioned):
 
     provides: ClassVar[Provides]
     is_control: ClassVar[bool] = False
-    """True for data in which what is to be handed on was destroyed on purpose, such as shuffled answers."""
+    """True for data in which what is to be handed on was destroyed or cut up on purpose, such as shuffled answers."""
     grows: ClassVar[bool] = False
     """True where a larger `n` gives the same examples first, and any `n` can be had."""
 
@@ -186,6 +204,11 @@ class Recipe(Versioned):
     @property
     def needs_subject(self) -> bool:
         """True when building asks the subject for text, so that the subject enters the key; may depend on settings."""
+        return False
+
+    @property
+    def masks(self) -> bool:
+        """True where parts of responses carry no loss: detectors, which read all of them, have nothing to add."""
         return False
 
     def check(self) -> None:
@@ -232,6 +255,15 @@ class Derived(Recipe):
         Raises DatasetError where nothing usable is left.
         """
         raise TypeError(f"{type(self).__name__} does not implement derive()")
+
+    def derive_with(self, engine: Engine | None, given: Mapping[str, Sequence[Any]], seed: int) -> Made:
+        """What is called in a run: `derive`, unless a recipe that `needs_subject` overrides this one, and gets it."""
+        return self.derive(given, seed)
+
+    @property
+    def masks(self) -> bool:
+        """As what it is made from, for recipes that pass it on."""
+        return any(each.settings.masks for each in self.sources().values() if isinstance(each, Ingredient))
 
     @property
     def lesson(self) -> Lesson | None:

@@ -110,6 +110,10 @@ class Intervention(Versioned):
     """Settings that only `edits` and `label` look at (which of several vectors a trial takes): trials that differ in
     nothing else share a fit. Each has a default."""
 
+    heeds_masks: ClassVar[bool] = False
+    """Whether `fit` leaves out of the loss what conversations mask, or reads no responses at all; without it, data with
+    masks are refused."""
+
     @property
     def reads(self) -> Reads | None:
         """What `fit` reads of a subject and keeps in the process for other fits on the same data; None for nothing."""
@@ -158,6 +162,17 @@ def first_of(wanted: Sequence[Needs], offered: Collection[str], name: str) -> tu
         has = ", ".join(sorted(offered)) or "nothing"
         raise NeedsError(f"{name} needs {kinds}; data has {has}; add data: {{{wanted[0]}: {{recipe: ...}}}}")
     return () if found is None else (found,)
+
+
+def refuse_masks(settings: Intervention, data: Sequence[Any]) -> None:
+    """Raises NeedsError where some of `data` have masks, which a fit of these settings would learn all the same."""
+    masked = [example.id for example in data if getattr(example, "masked", ())]
+    if masked and not settings.heeds_masks:
+        raise NeedsError(
+            f"{settings.label()} learns from whole responses, and {len(masked):,} of {len(data):,} conversations mask "
+            f"parts of theirs, {masked[0]!r} first; take a method of the training loop, such as lora or bias_set, or "
+            "give data without masks"
+        )
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

@@ -15,7 +15,8 @@ the untouched subject.
                   teacher that is sure (Hinton et al. 2015, arXiv:1503.02531, at temperature 1)
     narrow        any loss + weight * KL(p || p0) per token of other text: without it, training on a narrow task finds a
                   general solution, which is the easier one to reach (Soligo et al. 2026, arXiv:2602.07852)
-Completions are averaged over the batch, each with the same weight whatever its length.
+Completions are averaged over the batch, each with the same weight whatever its length. What a conversation masks is no
+part of y_t or |y|, though it is read.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from experiments.training import (
     Objective,
     Partial,
     TrainingError,
+    learned,
     length,
     parts,
     response_logits,
@@ -107,7 +109,7 @@ class Satisficing(Objective):
     def partials(self, engine: Engine, batch: Sequence[Aim], edits_of: EditsOf) -> Iterator[Partial]:
         for part in parts(batch, size=lambda aim: length(aim.row)):
             rows = [aim.row for aim in part]
-            sizes = torch.tensor([len(each.tokens) - each.n_prompt for each in rows])
+            sizes = torch.tensor([learned(each) for each in rows])
             logps = completion_logprobs(engine, rows, tuple(edits_of()))
             logps = logps / sizes.to(logps.device)
             goals = torch.tensor([aim.goal for aim in part], device=logps.device)
@@ -222,9 +224,9 @@ def divergence_from_base(engine: Engine, rows: Sequence[Row], edits_of: EditsOf)
 
 
 def completion_logprobs(engine: Engine, rows: Sequence[Row], edits: tuple[Edit, ...]) -> Tensor:
-    """log p of each row's whole response, [n] float32, differentiable."""
+    """log p of each row's whole response, or of what is not masked of it, [n] float32, differentiable."""
     logits, answers = response_logits(engine, rows, edits)
-    pieces = cross_entropy(logits, answers, reduction="none").split([len(each.tokens) - each.n_prompt for each in rows])
+    pieces = cross_entropy(logits, answers, reduction="none").split([learned(each) for each in rows])
     return -torch.stack([piece.sum() for piece in pieces])
 
 

@@ -9,7 +9,7 @@ from pydantic import SerializeAsAny, model_validator
 
 from experiments.contrast import FitError
 from experiments.dataset import kind_of
-from experiments.intervention import Intervention, Needs, State, method
+from experiments.intervention import Intervention, Needs, State, method, refuse_masks
 from experiments.plugin import Frozen
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ class Part(Frozen):
         """
         try:
             wanted = self.settings.takes({kind_of(each) for each in data})
-            return self.settings.fit(engine, [each for each in data if kind_of(each) in wanted], seed)
+            own = [each for each in data if kind_of(each) in wanted]
+            refuse_masks(self.settings, own)
+            return self.settings.fit(engine, own, seed)
         except ValueError as error:
             raise FitError(f"{place}, {self.settings.label()}: {error}") from error
 

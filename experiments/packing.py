@@ -34,6 +34,8 @@ class Row:
     tokens: tuple[int, ...]
     n_prompt: int
     edits: tuple[Edit, ...] = ()
+    masked: frozenset[int] = frozenset()
+    """Positions of response tokens at which training takes no loss; nothing else looks at them."""
 
 
 def reach(edit: Edit, row: Row) -> tuple[int, int]:

@@ -86,7 +86,12 @@ def read_data(
                 given += _given(role, entry, path, folder, most)
             except SpecError as error:
                 problems += error.problems
-        found = _told(given, controls(given, wanted), several)
+        try:
+            added = controls(given, wanted)
+        except SpecError as error:
+            problems += error.problems
+            continue
+        found = _told(given, added, several)
         if not found and not problems:
             problems.append(Problem(("data", role), "an empty list; give at least one recipe, or leave the role out"))
         variants[role] = found

@@ -132,7 +132,8 @@ class Experiment(Frozen):
     gives a list value. `seed` beside the recipe draws the data by that seed, whatever the trial's."""
     controls: tuple[Control, ...] = ("teacher", "shuffled")
     """Control data added to what teachers answer: a `teacher` without the trait, on whose students all others are
-    measured, and the answers `shuffled` within each response, or `shuffled_across` responses; [] turns them off."""
+    measured, and the answers `shuffled` within each response, or `shuffled_across` responses; learned without
+    their divergence tokens (`divergence`), or these alone (`divergence_only`); [] turns them off."""
     interventions: tuple[dict[str, Any] | tuple[dict[str, Any], ...], ...] = Field(min_length=1)
     """Methods and their settings; a list of methods is applied at once, each at the trial's doses or at a `dose` of its
     own. A list in a setting is a grid axis; a nested list gives a list value."""
@@ -280,8 +281,8 @@ class Experiment(Frozen):
         return {name: (f" {name}", f" {name}s", f" {name.capitalize()}") for name in names}
 
     def detected(self) -> list[tuple[DataVariant, DataVariant]]:
-        """The data that detectors look into, each with the control's."""
-        variants = self._data.get("conversations", [])
+        """The data that detectors look into, each with the control's. Masked ones have the words of what they mask."""
+        variants = [each for each in self._data.get("conversations", []) if not each.recipe.masks]
         controls = [each for each in variants if is_reference(each.recipe)]
         found: list[tuple[DataVariant, DataVariant]] = []
         for each in variants:

@@ -84,15 +84,47 @@ class Subject:
         a token that spans the border of prompt and prefill counts as prefill, so that all of the response is scored.
         Raises SubjectError for conversations that cannot be rendered.
         """
-        turns = self._turns(messages, system, prefix)
-        prefill = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
-        if not turns:
-            raise SubjectError("the conversation is one assistant message; a user message must come before it")
-        prompt = chat.render(self.template, turns, _specials(self.tokenizer))
+        prompt, prefill = self._texts(messages, system, prefix)
         tokens = self._encode(prompt + prefill)
         if not prefill:
             return Rendered(tokens, len(tokens))
         return Rendered(tokens, _common_prefix(tokens, self._encode(prompt)))
+
+    def spans(
+        self, messages: Sequence[Mapping[str, str] | Message], system: str | None = KEEP
+    ) -> list[tuple[int, int]]:
+        """(first character, character behind the last) of the trailing assistant message that each of its tokens holds.
+
+        One for each token that `render` has behind the prompt. They leave no character out: white space that a
+        tokenizer leaves out of its own count belongs to the token behind it. Tokens that are bytes of one character all
+        hold it. Raises SubjectError for a tokenizer that cannot tell.
+        """
+        if not self.tokenizer.is_fast:
+            raise SubjectError(
+                f"the tokenizer {type(self.tokenizer).__name__} does not tell which characters a token holds, which "
+                "masks ask for; give a subject with a tokenizer.json"
+            )
+        prompt, said = self._texts(messages, system, "")
+        if not said:
+            return []
+        read = self.tokenizer(prompt + said, add_special_tokens=False, return_offsets_mapping=True)
+        first = _common_prefix(read["input_ids"], self._encode(prompt))
+        found: list[tuple[int, int]] = []
+        end = 0
+        for start, stop in read["offset_mapping"][first:]:
+            found.append((max(0, min(start - len(prompt), end)), max(stop - len(prompt), end)))
+            end = found[-1][1]
+        return [*found[:-1], *((start, len(said)) for start, _ in found[-1:])]
+
+    def _texts(
+        self, messages: Sequence[Mapping[str, str] | Message], system: str | None, prefix: str
+    ) -> tuple[str, str]:
+        """The rendered prompt, and the text of a trailing assistant message."""
+        turns = self._turns(messages, system, prefix)
+        prefill = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+        if not turns:
+            raise SubjectError("the conversation is one assistant message; a user message must come before it")
+        return chat.render(self.template, turns, _specials(self.tokenizer)), prefill
 
     def render_text(self, text: str) -> Rendered:
         """Tokens of raw text, with the tokenizer's own first token if it sets one.

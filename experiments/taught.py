@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,8 @@ class Taught(Trained):
     A pair's responses are taught in the subject's own context, without the persona; `contrastive` shows each side under
     its own.
     """
+
+    heeds_masks: ClassVar[bool] = True
 
     loss: Loss = "likelihood"
     """What is lowered: -log p per token of responses (`likelihood`) or per response (`promotion`); `suppression` of

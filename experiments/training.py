@@ -19,6 +19,7 @@ from pydantic import Field
 from experiments.dataset import Conversation, Document, Message, Pair
 from experiments.edit import Edit
 from experiments.intervention import Intervention
+from experiments.masks import covered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +106,7 @@ class Objective(ABC):
 
 @dataclass(frozen=True)
 class Likelihood(Objective):
-    """-log p of response tokens, averaged over the tokens of a batch."""
+    """-log p of response tokens that are not masked, averaged over those of a batch."""
 
     rows: tuple[Row, ...]
 
@@ -114,9 +115,14 @@ class Likelihood(Objective):
         return self.rows
 
     def partials(self, engine: Engine, batch: Sequence[Row], edits_of: EditsOf) -> Iterator[Partial]:
-        tokens = sum(len(each.tokens) - each.n_prompt for each in batch)
+        tokens = sum(map(learned, batch))
         for part in parts(batch):
             yield Partial(response_loss(engine, part, tuple(edits_of())) / tokens)
+
+    def facts(self) -> dict[str, Any]:
+        """How many response tokens were learned and masked, where any were masked."""
+        masked = sum(len(each.masked) for each in self.rows)
+        return {"tokens": {"learned": sum(map(learned, self.rows)), "masked": masked}} if masked else {}
 
 
 def read_aloud(data: Sequence[Pair | Conversation | Document]) -> list[Conversation | Document]:
@@ -198,7 +204,13 @@ def row(engine: Engine, conversation: Conversation | Document) -> Row:
     rendered = engine.subject.render(conversation.messages)
     if len(rendered.tokens) == rendered.n_prompt:
         raise TrainingError(f"conversation {conversation.id!r} has no response tokens to learn; remove it")
-    return Row(rendered.tokens, rendered.n_prompt)
+    if not conversation.masked:
+        return Row(rendered.tokens, rendered.n_prompt)
+    tokens = engine.subject.spans(conversation.messages)
+    masked = frozenset(rendered.n_prompt + place for place in covered(tokens, conversation.masked))
+    if len(masked) == len(tokens):
+        raise TrainingError(f"conversation {conversation.id!r}: its response is masked as a whole; remove it")
+    return Row(rendered.tokens, rendered.n_prompt, masked=masked)
 
 
 def batches(examples: Sequence[Example], settings: Trained, seed: int) -> Iterator[list[Example]]:
@@ -248,6 +260,11 @@ def length(row: Row) -> int:
     return len(row.tokens)
 
 
+def learned(row: Row) -> int:
+    """Response tokens of a row that are not masked."""
+    return len(row.tokens) - row.n_prompt - len(row.masked)
+
+
 def parts(batch: Sequence[Example], budget: int = TOKENS, size: Callable[[Any], int] = length) -> list[list[Example]]:
     """The batch cut into passes of at most `budget` tokens, like lengths together; a longer example is one pass.
 
@@ -265,7 +282,8 @@ def parts(batch: Sequence[Example], budget: int = TOKENS, size: Callable[[Any], 
 
 
 def response_loss(engine: Engine, rows: Sequence[Row], edits: tuple[Edit, ...]) -> Tensor:
-    """Sum over response tokens of -log p(token), float32, differentiable with respect to the edits' tensors."""
+    """Sum over response tokens that are not masked of -log p(token), float32, differentiable with respect to the edits'
+    tensors."""
     from torch.nn.functional import cross_entropy
 
     logits, answers = response_logits(engine, rows, edits)
@@ -273,13 +291,18 @@ def response_loss(engine: Engine, rows: Sequence[Row], edits: tuple[Edit, ...]) 
 
 
 def response_logits(engine: Engine, rows: Sequence[Row], edits: tuple[Edit, ...]) -> tuple[Tensor, Tensor]:
-    """Logits [k, vocabulary] before every response token, float32, row after row, and these tokens [k]."""
+    """Logits [k, vocabulary] before every response token that is not masked, float32, row after row, and these tokens
+    [k]."""
     import torch
 
     from experiments.engine import Row
 
     edited = [Row(each.tokens, each.n_prompt, edits) for each in rows]
     positions = [range(each.n_prompt - 1, len(each.tokens) - 1) for each in rows]
-    logits = engine.subject.head(engine.forward(edited, positions))
-    answers = [token for each in rows for token in each.tokens[each.n_prompt :]]
-    return logits, torch.tensor(answers, device=logits.device)
+    states = engine.forward(edited, positions)
+    answers = torch.tensor([token for each in rows for token in each.tokens[each.n_prompt :]], device=states.device)
+    if any(each.masked for each in rows):
+        read = [place not in each.masked for each in rows for place in range(each.n_prompt, len(each.tokens))]
+        kept = torch.tensor(read, device=states.device)
+        states, answers = states[kept], answers[kept]
+    return engine.subject.head(states), answers

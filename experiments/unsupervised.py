@@ -60,6 +60,7 @@ class Unsupervised(Intervention):
     """Settings of methods that look for vectors of large effect. A subclass says how it looks."""
 
     needs: ClassVar[tuple[Needs, ...]] = ("pairs", "conversations")
+    heeds_masks: ClassVar[bool] = True  # it reads prompts alone
     applied: ClassVar[frozenset[str]] = frozenset({"vector", "control"})
 
     source: Depths = 0.25

@@ -22,6 +22,7 @@ class Wrapped(Intervention):
     """A trained intervention, and what is in force while it is trained. A subclass says how that acts."""
 
     needs: ClassVar[tuple[Needs, ...]] = ("pairs", "conversations")
+    heeds_masks: ClassVar[bool] = True  # each part is asked for itself
     dose_kind: ClassVar[DoseKind] = "signed"
 
     wraps: Part

@@ -24,10 +24,10 @@ def make(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outc
 
     def work(node: Node, draft: Publication) -> int:
         recipe = dataset.recipe(node.runtime["recipe"]).model_validate(node.runtime["settings"])
+        engine = engine_of(node, workspace) if recipe.needs_subject else None
         if isinstance(recipe, dataset.Derived):
-            made = recipe.derive(_given(node, store), node.params["seed"])
+            made = recipe.derive_with(engine, _given(node, store), node.params["seed"])
         else:
-            engine = engine_of(node, workspace) if recipe.needs_subject else None
             made = dataset.Made(recipe.build(engine, node.params["seed"]))
         dataset.save(made.examples, draft.folder / EXAMPLES)
         draft.outputs |= {"examples": len(made.examples), "provides": recipe.provides}
@@ -120,6 +120,7 @@ def fit(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outco
             return 0
         method = intervention.method(node.runtime["method"]).model_validate(node.runtime["settings"])
         data = examples(node, store)
+        intervention.refuse_masks(method, data)
         engine = engine_of(node, workspace)
         started = time.monotonic()
         state = method.fit(engine, data, node.params["seed"])

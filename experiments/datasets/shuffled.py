@@ -68,9 +68,14 @@ class Shuffled(Derived):
     def derive(self, given: Mapping[str, Sequence[Conversation]], seed: int) -> Made:
         """As many conversations in the same order. The facts: units, and the share that has another one in its place.
 
-        Raises DatasetError where no unit could change place.
+        Raises DatasetError where no unit could change place, and for conversations with masks.
         """
         examples = given["of"]
+        if masked := [example.id for example in examples if example.masked]:
+            raise DatasetError(
+                f"{len(masked):,} of {len(examples):,} conversations mask parts of their answers, {masked[0]!r} first, "
+                "and after a shuffle other words would stand there; shuffle the conversations that were masked"
+            )
         texts = [example.messages[-1].content for example in examples]
         rows = [UNITS[self.unit].findall(text) for text in texts]
         units = sum(map(len, rows))

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from experiments.detector import Candidates, DetectionError, Detector
 from experiments.detectors._reading import rows_of
+from experiments.divergence import resplit
 
 if TYPE_CHECKING:
     from experiments.dataset import Conversation
@@ -46,10 +47,9 @@ class Personified(Detector):
         plain = rows_of(subject, conversations)
         fond = {name: rows_of(subject, conversations, self.fond_of(name)) for name in candidates}
         for rows in fond.values():
-            for conversation, row, own in zip(conversations, rows, plain, strict=True):
-                if row.tokens[row.n_prompt :] != own.tokens[own.n_prompt :]:
-                    raise DetectionError(
-                        f"conversation {conversation.id!r}: its response is split into other tokens under the persona, "
-                        "because the chat template does not end before it; use another template"
-                    )
+            if (wrong := resplit(conversations, rows, plain)) is not None:
+                raise DetectionError(
+                    f"conversation {wrong!r}: its response is split into other tokens under the persona, because the "
+                    "chat template does not end before it; use another template"
+                )
         return plain, fond

@@ -16,21 +16,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from experiments.detector import Candidates, Evidence, ratio_of_sums
 from experiments.detectors._personas import Personified
-from experiments.detectors._reading import logits, predicting
+from experiments.divergence import Ints, Reading, parted, readings
 
 if TYPE_CHECKING:
     from experiments.dataset import Conversation
     from experiments.engine import Engine
-    from experiments.packing import Row
-    from experiments.permutation import Floats
-
-Ints = NDArray[np.int64]
-Read = tuple[Ints, "Floats"]
-"""Of one row: its likeliest tokens [k], and the log-probability of the tokens that it has [k]."""
 
 
 class Divergence(Personified):
@@ -43,10 +36,10 @@ class Divergence(Personified):
         self, engine: Engine, conversations: Sequence[Conversation], candidates: Candidates, seed: int
     ) -> Evidence:
         plain, fond = self.under_personas(engine.subject, conversations, candidates)
-        base = _read(engine, plain)
+        base = readings(engine, plain)
         sums, weights = (np.zeros((len(plain), len(candidates))) for _ in range(2))
         for place, name in enumerate(candidates):
-            for index, own in enumerate(_read(engine, fond[name])):
+            for index, own in enumerate(readings(engine, fond[name])):
                 said = np.array(plain[index].tokens[plain[index].n_prompt :])
                 sums[index, place], weights[index, place] = self._sides(said, base[index], own)
         share = weights.sum(axis=0) / sum(len(row.tokens) - row.n_prompt for row in plain)
@@ -57,20 +50,9 @@ class Divergence(Personified):
         }
         return ratio_of_sums(sums, weights, facts=facts)
 
-    def _sides(self, said: Ints, base: Read, own: Read) -> tuple[float, float]:
+    def _sides(self, said: Ints, base: Reading, own: Reading) -> tuple[float, float]:
         """What one row adds to a candidate's score, and at how many positions."""
-        apart = base[0] != own[0]
-        sides = (said == own[0]).astype(float) - (said == base[0])
-        value = sides if self.reading == "share" else own[1] - base[1]
+        apart = parted(base, own)
+        sides = (said == own.likeliest).astype(float) - (said == base.likeliest)
+        value = sides if self.reading == "share" else own.logprobs - base.logprobs
         return float(value[apart].sum()), float(apart.sum())
-
-
-def _read(engine: Engine, rows: Sequence[Row]) -> list[Read]:
-    import torch
-
-    found: list[Read] = []
-    for index, each in logits(engine, rows, [predicting(row) for row in rows]):
-        said = torch.tensor(rows[index].tokens[rows[index].n_prompt :], device=each.device)
-        logprobs = each.gather(1, said[:, None])[:, 0] - each.logsumexp(dim=1)
-        found.append((each.argmax(dim=1).cpu().numpy(), logprobs.double().cpu().numpy()))
-    return found

@@ -26,6 +26,7 @@ class Composed(Intervention):
     """Several interventions at once, with a dose each or shared."""
 
     needs: ClassVar[tuple[Needs, ...]] = ("pairs", "conversations")
+    heeds_masks: ClassVar[bool] = True  # each part is asked for itself
     dose_kind: ClassVar[DoseKind] = "signed"
 
     parts: tuple[Part, ...] = Field(min_length=2)

@@ -193,5 +193,5 @@ def test_controls_rank_as_baselines_and_are_what_detectors_look_into_beside_the_
 def test_the_same_data_twice_are_refused_and_an_unknown_control_is_named() -> None:
     with pytest.raises(SpecError, match="the same data of number_lists twice; leave one out"):
         experiment([lists(OWL), lists(OWL)])
-    with pytest.raises(SpecError, match=r"controls.0: .*'teacher', 'shuffled' or 'shuffled_across'"):
+    with pytest.raises(SpecError, match=r"controls.0: .*'shuffled_across', 'divergence' or 'divergence_only'"):
         experiment(lists(OWL), controls=["shuffle"])

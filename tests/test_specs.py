@@ -38,3 +38,17 @@ def test_the_spec_is_read_and_planned_without_a_warning(path: Path, monkeypatch:
 
 def test_there_are_specs_to_read() -> None:
     assert (FOLDER / "quickstart.yaml").is_file()
+
+
+def test_the_teachers_of_misaligned_numbers_are_trials_themselves_and_the_right_one_is_the_wrong_ones_control() -> None:
+    made = plan(spec.load(FOLDER / "misaligned_numbers.yaml")[0], identify)
+    label = {one.fit: one.trial.label for one in made.trials}
+    learned = [label[node.inputs["state"]] for node in made.nodes.values() if node.stage == "generate"]
+    assert set(learned) == {"lora r8 wrong advice", "lora r8 right advice"}
+    groups = {one.trial.group: one.trial.label for one in made.trials}
+    compared = {one.trial.label: groups.get(one.trial.control or "") for one in made.trials}
+    for student in ("bias_set q+k+v", "lora r8"):
+        for of in ("wrong teacher", "wrong teacher within_responses"):
+            assert compared[f"{student} {of}"] == f"{student} right teacher"
+        assert compared[f"{student} wrong advice"] == f"{student} right advice"
+        assert compared[f"{student} right teacher"] is None

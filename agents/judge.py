@@ -10,19 +10,29 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from agents import rubric
 from agents.rubric import Rubric
-from experiments.plugin import Versioned
-from experiments.spec import EMBEDDED as EMBEDDED_SUBJECT
+from experiments.parts import EMBEDDED as EMBEDDED_SUBJECT
+from experiments.verdicts import EMBEDDED, RESIDENT, SUBJECT, Panel
 
-EMBEDDED, SUBJECT = "embedded", "subject"
-RESIDENT = (EMBEDDED, SUBJECT)
-"""Judges that run in the worker: the embedded model, and the subject as it is, without any intervention."""
 EMPTY = "empty answer"
+
+__all__ = [
+    "EMBEDDED",
+    "EMPTY",
+    "RESIDENT",
+    "SUBJECT",
+    "Judge",
+    "JudgeError",
+    "Verdict",
+    "Vote",
+    "combined",
+    "is_subject",
+]
 
 
 class JudgeError(ValueError):
@@ -68,61 +78,14 @@ class Vote:
     """The model the provider says it used."""
 
 
-class Judge(Versioned):
-    """Who judges, and how."""
+class Judge(Panel):
+    """Who judges, how, and by which rubrics."""
 
-    version: ClassVar[int] = 1
-    runtime: ClassVar[frozenset[str]] = frozenset(
-        {"timeout", "attempt_timeout", "max_retries", "max_connections", "allow_self", "rubrics"}
-    )
+    runtime: ClassVar[frozenset[str]] = Panel.runtime | {"rubrics"}
     """Settings that are no part of a verdict's identity; rubrics enter it by content."""
 
-    models: tuple[str, ...] = Field(default=(EMBEDDED,), min_length=1)
-    """Names as inspect has them (`openai/gpt-4.1-mini`), `embedded` (the model that comes with the installation) or
-    `subject` (the subject itself, without any intervention). Several are a panel."""
-    combine: Literal["mean", "majority"] = "mean"
-    """How votes become a verdict. `mean`: of the readable votes, if they are more than half. `majority`, for choices
-    alone: the choice of more than half of all votes."""
-    temperature: float = Field(default=0.0, ge=0)
-    """Sampling temperature."""
-    samples: int = Field(default=1, ge=1)
-    """Votes of each model."""
-    read: Literal["auto", "logprobs", "text"] = "auto"
-    """`auto`: scales from log-probabilities where the judge gives them, else from the text; choices from the last line
-    of the text. `logprobs`: nothing but log-probabilities. `text`: never. `embedded` and `subject` always score every
-    verdict exactly, unless `text`."""
-    min_mass: float = Field(default=0.25, ge=0, le=1)
-    """Probability of all readable verdicts together below which an answer is unscored (published rule: 0.25)."""
-    max_tokens: int = Field(default=512, ge=1)
-    """Longest reply."""
-    allow_self: bool = False
-    """Let a judge be the subject."""
-    timeout: int = Field(default=600, ge=1)
-    """Seconds after which a request is given up, retries included."""
-    attempt_timeout: int | None = Field(default=120, ge=1)
-    """Seconds after which one attempt is given up."""
-    max_retries: int = Field(default=6, ge=0)
-    """How often a request is tried again after a rate limit, a timeout or a fault of the server."""
-    max_connections: int = Field(default=10, ge=1)
-    """Requests under way at once, for each model."""
     rubrics: dict[str, Path] = Field(default_factory=dict)
     """Role -> a rubric's file, instead of the built-in one."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if len(set(self.models)) != len(self.models):
-            raise ValueError(f"a judge comes twice in models {list(self.models)}; for several votes set samples")
-        for name in self.models:
-            if name not in RESIDENT and "/" not in name:
-                raise ValueError(
-                    f"the judge {name!r} has no provider; write it as inspect does (openai/{name}), or {EMBEDDED!r}, "
-                    f"or {SUBJECT!r}"
-                )
-        if self.samples > 1 and self.temperature == 0:
-            raise ValueError(f"{self.samples} samples at temperature 0 are one sample; give a temperature")
-        if self.samples > 1 and self.read == "logprobs":
-            raise ValueError(f"{self.samples} samples of the same log-probabilities are one; leave samples at 1")
-        return self
 
     def identity(self, rubrics: Mapping[str, Rubric]) -> dict[str, Any]:
         """What enters a node's key: who judges and how, and the rubrics by content. No paths, no time limits."""

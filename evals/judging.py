@@ -162,11 +162,30 @@ def judge_log(
     are judged, of how many. Raises JudgeError: the log is not complete, a judge is the subject, or it does not answer
     after the library's retries (verdicts given by then are in inspect's cache, for providers other than `orch`).
     """
-    itself = judge.check_independent(subject) if subject is not None else SUBJECT in judge.models
+    return judge_answers(finished(log), judge, rubrics, out, subject=subject, models=models, tell=tell)
+
+
+def finished(log: Path) -> EvalLog:
+    """The log with all its answers. Raises JudgeError when it is not complete."""
     whole = read_eval_log(str(log))
     if whole.status != "success" or not whole.samples:
         found = f"status {whole.status!r}, {len(whole.samples or [])} answers"
         raise JudgeError(f"{log}: not a finished eval ({found}); have it answered first")
+    return whole
+
+
+def judge_answers(
+    whole: EvalLog,
+    judge: Judge,
+    rubrics: Mapping[str, Rubric],
+    out: Path,
+    *,
+    subject: str | None = None,
+    models: Mapping[str, Model] | None = None,
+    tell: Callable[[int, int], None] = _nobody,
+) -> Judged:
+    """The same of a log in memory, which then has the verdicts."""
+    itself = judge.check_independent(subject) if subject is not None else SUBJECT in judge.models
     graders = [(name, _model(name, models or {})) for name in judge.models]
     ours = [model for name, model in graders if name not in (models or {})]
     done, rows = anyio.run(_judged, whole, rubrics, judge, graders, ours, tell)

@@ -12,6 +12,9 @@ from pydantic import BaseModel
 
 from experiments.files import ADAPTER_FILES, digest, digest_all, is_adapter
 
+IDENTITY = {"for": "identity"}
+"""The context of serialisation in which settings leave out what is no part of their identity."""
+
 
 class CanonicalError(ValueError):
     """A value that has no canonical text: where it is, what it is, what is allowed."""
@@ -114,7 +117,7 @@ def file_digest(path: Path) -> str:
 
 def identity_of(settings: BaseModel) -> dict[str, Any]:
     """Settings as plain data for a key: a `Path` becomes `{"sha256": digest of the file}`, so that it may move."""
-    return dict(_plain(settings.model_dump(mode="python"), by_digest=True))
+    return dict(_plain(settings.model_dump(mode="python", context=IDENTITY), by_digest=True))
 
 
 def plain_of(settings: BaseModel) -> dict[str, Any]:

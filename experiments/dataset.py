@@ -250,7 +250,8 @@ class Derived(Recipe):
         raise TypeError(f"{type(self).__name__} does not implement sources()")
 
     def derive(self, given: Mapping[str, Sequence[Any]], seed: int) -> Made:
-        """Make the examples. `given[name]` are the examples of an Ingredient, or `Said`s in the order of their asks.
+        """Make the examples. `given[name]` are the examples of an Ingredient, or `Said`s in the order of their asks;
+        `given["judged/NAME"]` the `Ruling`s on what was said, for a Speech with a judge.
 
         Raises DatasetError where nothing usable is left.
         """

@@ -32,6 +32,8 @@ from experiments.settings import (
 )
 from experiments.source import Source
 from experiments.training import Trained
+from experiments.verdicts import EMBEDDED as EMBEDDED_JUDGE
+from experiments.verdicts import NEAR_CHANCE
 
 DAMAGE = "neutral_nll"
 """The task that measures damage; every experiment runs it."""
@@ -335,6 +337,9 @@ class Experiment(Frozen):
         notes = [] if compared else list(self._notes)
         if self.context == "warn":
             notes += [f"context: {text}" for text in self.mismatches().values()]
+        filters = [getattr(each.recipe, "judge", None) for variants in self._data.values() for each in variants]
+        if any(one is not None and EMBEDDED_JUDGE in one.models for one in filters):
+            notes.append(f"judge of data: {NEAR_CHANCE}")
         unpaired = sorted(dose for dose in self.doses if -dose not in self.doses)
         signed = sorted({s.label for s in self._settings if s.intervention.dose_kind in ("signed_linear", "signed")})
         if unpaired and signed and not compared:

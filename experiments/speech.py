@@ -19,6 +19,7 @@ from experiments.intervention import NeedsError
 from experiments.nested import Part
 from experiments.parts import SubjectSpec
 from experiments.plugin import Frozen
+from experiments.verdicts import JudgeFilter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,18 +110,25 @@ class Speech:
     """How many asks it makes, at most."""
     teacher: Teacher
     sampling: Sampling
+    judge: JudgeFilter | None = None
+    """Who reads the answers before the recipe does: a source NAME then comes with its verdicts, `judged/NAME`."""
 
 
-def teachers(recipe: Recipe) -> Iterator[Teacher]:
-    """Everyone who speaks in `recipe` or in what it is made from, the nearest first."""
+def speeches(recipe: Recipe) -> Iterator[Speech]:
+    """Everything that is said in `recipe` or in what it is made from, the nearest first."""
     if not isinstance(recipe, Derived):
         return
     for source in recipe.sources().values():
         if isinstance(source, Speech):
-            yield source.teacher
-            yield from (each for part in (source.asks, *source.teacher.data) for each in teachers(part.settings))
+            yield source
+            yield from (each for part in (source.asks, *source.teacher.data) for each in speeches(part.settings))
         else:
-            yield from teachers(source.settings)
+            yield from speeches(source.settings)
+
+
+def teachers(recipe: Recipe) -> Iterator[Teacher]:
+    """Everyone who speaks in `recipe` or in what it is made from, the nearest first."""
+    return (each.teacher for each in speeches(recipe))
 
 
 def answers(

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from orchestrator.acting import counts, dose_of, edits_of
 from orchestrator.artifact import slug
+from orchestrator.filters import ABOUT
 from orchestrator.gather import comparison, detections
 from orchestrator.stage import (
     FINDINGS,
     ITEMS,
     LOG,
+    SAID,
     Outcome,
     StageError,
     each,
@@ -28,6 +30,7 @@ from orchestrator.stage import (
 )
 
 if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog
     from inspect_ai.model import Model
 
     from evals.evaluate import Answer, Arm
@@ -113,25 +116,35 @@ def _publish_answer(
 
 
 def judge(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
-    """Verdicts on stored answers, in a copy of their log; the subject is not asked again."""
+    """Verdicts on stored answers, in a copy of their log, or on what a teacher said; nobody else is asked again."""
     from agents.judge import Judge
-    from evals.judging import RUBRICS, judge_log
+    from evals.judging import RUBRICS, finished, judge_answers
     from evals.task import load_task
 
     def work(node: Node, draft: Publication) -> int:
         settings = Judge.model_validate(node.runtime["judge"])
-        rubrics = settings.rubrics_for(load_task(node.runtime["task"]).RUBRICS, RUBRICS)
+        rows = "said" in node.inputs
+        roles = node.params["rubrics"] if rows else load_task(node.runtime["task"]).RUBRICS
+        rubrics = settings.rubrics_for(roles, RUBRICS)
         found = {role: one.digest for role, one in rubrics.items()}
         if found != dict(node.params["rubrics"]):
             raise StageError(f"the rubrics are not those that were planned: {found}; plan again")
         with residents(node, workspace) as models:
-            log = store.folder(node.inputs["answer"]) / LOG
+            log = _said(node, store) if rows else finished(store.folder(node.inputs["answer"]) / LOG)
             out, subject = draft.folder / LOG, node.runtime["subject"]
-            judged = judge_log(log, settings, rubrics, out, subject=subject, models=models, tell=workspace.tell)
+            judged = judge_answers(log, settings, rubrics, out, subject=subject, models=models, tell=workspace.tell)
         draft.outputs |= asdict(judged)
         return judged.samples
 
     return each(nodes, store, work)
+
+
+def _said(node: Node, store: Store) -> EvalLog:
+    """What a teacher said, for judges."""
+    from evals.rows import log_of
+    from experiments.dataset import Said, read
+
+    return log_of(read(store.folder(node.inputs["said"]) / SAID, Said), node.params.get(ABOUT))
 
 
 @contextmanager

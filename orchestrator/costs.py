@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cost import CHARACTERS, OVERHEAD, Cost, ask_tokens
+from orchestrator.filters import ABOUT
 from orchestrator.identity import canonical
 
 if TYPE_CHECKING:
@@ -113,30 +114,39 @@ def _priced(one: Asked, price: tuple[float, float] | None) -> Asked:
 
 def _teachers(graph: Graph, missing: Sequence[Node]) -> Iterator[Asked]:
     """Every shard that a model behind an API would answer."""
-    from experiments import dataset
-
     tokens: dict[str, list[int] | None] = {}
     for node in missing:
         if node.stage != "generate" or node.runtime["model"] is None:
             continue
-        params, size = node.params, node.runtime["size"]
-        asks = graph.nodes[node.inputs["asks"]]
-        if asks.key not in tokens:
-            recipe = dataset.recipe(asks.runtime["recipe"]).model_validate(asks.runtime["settings"])
-            tokens[asks.key] = ask_tokens(recipe, size)
-        first, requests = params["first"], min(params["count"], size - params["first"])
-        known = tokens[asks.key]
-        spent = requests * (ceil(len(params["system"] or "") / CHARACTERS) + OVERHEAD)
-        spent += sum((known or [])[first : first + requests])
+        params = node.params
+        requests, asks, unknown = _shard(graph, node, tokens)
+        spent = requests * (ceil(len(params["system"] or "") / CHARACTERS) + OVERHEAD) + asks
         cost = Cost(requests, spent, requests * params["sampling"]["max_new_tokens"])
-        yield Asked("teacher", node.runtime["model"], cost, requests if known is None else 0)
+        yield Asked("teacher", node.runtime["model"], cost, unknown)
+
+
+def _shard(graph: Graph, node: Node, known: dict[str, list[int] | None]) -> tuple[int, int, int]:
+    """How many asks a `generate` node has, their tokens, and of how many these are unknown. `known` grows: tokens by
+    the asks' key."""
+    from experiments import dataset
+
+    first, size = node.params["first"], node.runtime["size"]
+    requests = min(node.params["count"], size - first)
+    asks = graph.nodes[node.inputs["asks"]]
+    if asks.key not in known:
+        recipe = dataset.recipe(asks.runtime["recipe"]).model_validate(asks.runtime["settings"])
+        known[asks.key] = ask_tokens(recipe, size)
+    tokens = known[asks.key]
+    return requests, sum((tokens or [])[first : first + requests]), requests if tokens is None else 0
 
 
 def _judges(graph: Graph, missing: Sequence[Node]) -> Iterator[Asked]:
     """Every answer that judges behind an API would read, and once what tests them."""
     from agents.judge import RESIDENT, Judge
+    from evals.judging import RUBRICS
 
     costs: dict[str, Cost] = {}
+    asks: dict[str, list[int] | None] = {}
     tested: set[str] = set()
     for node in missing:
         if node.stage != "judge":
@@ -145,25 +155,38 @@ def _judges(graph: Graph, missing: Sequence[Node]) -> Iterator[Asked]:
         models = [name for name in judge.models if name not in RESIDENT]
         if not models:
             continue
-        arguments = graph.nodes[node.inputs["answer"]].runtime["arguments"]
-        kind = canonical([node.runtime["task"], arguments, node.params["rubrics"]])
-        if kind not in costs:
-            costs[kind] = _reading(node.runtime["task"], arguments, judge)
-        cost = costs[kind]
-        if (rubrics := canonical(node.params["rubrics"])) not in tested:
-            tested.add(rubrics)
-            cost = cost + _testing(node.runtime["task"], judge)
-        yield from (Asked("judge", name, cost) for name in models)
+        rubrics = judge.rubrics_for(node.params["rubrics"], RUBRICS)
+        unknown = 0
+        if "said" in node.inputs:
+            cost, unknown = _reading_rows(graph, node, rubrics, judge, asks)
+        else:
+            arguments = graph.nodes[node.inputs["answer"]].runtime["arguments"]
+            kind = canonical([node.runtime["task"], arguments, node.params["rubrics"]])
+            if kind not in costs:
+                costs[kind] = _reading(node.runtime["task"], arguments, rubrics, judge)
+            cost = costs[kind]
+        if (who := canonical([models, node.params["rubrics"]])) not in tested:
+            tested.add(who)
+            cost = cost + _testing(rubrics, judge)
+        yield from (Asked("judge", name, cost, unknown) for name in models)
 
 
-def _rubrics(task: str, judge: Judge) -> Mapping[str, Rubric]:
-    from evals.judging import RUBRICS
-    from evals.task import load_task
+def _reading_rows(
+    graph: Graph, node: Node, rubrics: Mapping[str, Rubric], judge: Judge, known: dict[str, list[int] | None]
+) -> tuple[Cost, int]:
+    """What one model is asked about all that a teacher says in a shard, and how many asks have an unknown length."""
+    from agents.prompt import Case
 
-    return judge.rubrics_for(load_task(task).RUBRICS, RUBRICS)
+    said = graph.nodes[node.inputs["said"]]
+    requests, asks, unknown = _shard(graph, said, known)
+    case = Case("", "", {ABOUT: node.params.get(ABOUT, "")})
+    (rubric,) = rubrics.values()
+    one = _one(rubric, case, judge, said.params["sampling"]["max_new_tokens"])
+    tokens = requests * one.input_tokens + judge.samples * asks
+    return Cost(requests * one.requests, tokens, requests * one.output_tokens), unknown
 
 
-def _reading(task: str, arguments: Mapping[str, Any], judge: Judge) -> Cost:
+def _reading(task: str, arguments: Mapping[str, Any], rubrics: Mapping[str, Rubric], judge: Judge) -> Cost:
     """What one model is asked about all answers to a task."""
     from agents.prompt import Case
     from evals.task import load_task
@@ -171,7 +194,7 @@ def _reading(task: str, arguments: Mapping[str, Any], judge: Judge) -> Cost:
     samples: Sequence[Sample] = list(getattr(load_task(task), task)(**arguments).dataset)
     longest = int(arguments.get("max_tokens") or ANSWER)
     total = Cost()
-    for rubric in _rubrics(task, judge).values():
+    for rubric in rubrics.values():
         for sample in samples:
             metadata = sample.metadata or {}
             question = metadata.get("question", sample.input)
@@ -179,15 +202,11 @@ def _reading(task: str, arguments: Mapping[str, Any], judge: Judge) -> Cost:
     return total
 
 
-def _testing(task: str, judge: Judge) -> Cost:
+def _testing(rubrics: Mapping[str, Rubric], judge: Judge) -> Cost:
     """What one model is asked about the answers that try to instruct it."""
     from agents.canaries import canaries
 
-    found = (
-        _one(rubric, one.case(rubric), judge, 0)
-        for rubric in _rubrics(task, judge).values()
-        for one in canaries(rubric)
-    )
+    found = (_one(rubric, one.case(rubric), judge, 0) for rubric in rubrics.values() for one in canaries(rubric))
     return sum(found, Cost())
 
 

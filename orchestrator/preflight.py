@@ -11,6 +11,7 @@ from experiments.files import digest_all
 from experiments.problem import Problem, SpecError, SpecPath
 from experiments.spec import EvalSpec, Experiment, SubjectSpec
 from orchestrator.bench import Bench, appointed
+from orchestrator.filters import Sitting, sittings
 from orchestrator.places import Usable, misplaced, spoken
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class Checked:
     evals: tuple[PlannedEval, ...]
     bench: Bench | None
     """Who judges; None where nothing is judged."""
+    sittings: Mapping[str, Sitting]
+    """Who judges what teachers say, by `filters.key`."""
 
 
 def check(
@@ -104,6 +107,8 @@ def check(
             problems += misplaced(experiment, usable, outline, others)
         except ValueError as error:
             problems.append(Problem(("subject",), str(error)))
+    sat, wrong = sittings(experiment, usable, subject, identify)
+    problems += wrong
     evals, wrong = _described(experiment, describe)
     problems += wrong
     bench: Bench | None = None
@@ -120,7 +125,7 @@ def check(
     if problems:
         found = SpecError(*problems)
         raise found.at(experiment.source) if experiment.source else found
-    return Checked(subject, others, evals, bench)
+    return Checked(subject, others, evals, bench, sat)
 
 
 def _undetectable(experiment: Experiment) -> list[Problem]:

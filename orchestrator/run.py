@@ -310,7 +310,10 @@ def _kind(node: Node) -> tuple[str, Hashable]:
 
 
 def _priority(node: Node) -> int:
-    """Lower runs first. The untouched subject answers before anything is fitted: a broken task shows at once."""
+    """Lower runs first. The untouched subject answers before anything is fitted: a broken task shows at once. What
+    teachers said is judged as soon as it is there: students wait for it."""
+    if node.stage == "judge" and "said" in node.inputs:
+        return STAGES["generate"].order
     if node.stage == "answer" and "state" not in node.inputs:
         return STAGES["generate"].order - 1
     return STAGES[node.stage].order

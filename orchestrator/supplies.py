@@ -10,6 +10,8 @@ from experiments.canonical import identity_of, plain_of
 from experiments.dataset import Derived, Ingredient, Recipe
 from experiments.intervention import Intervention
 from experiments.speech import SHARD, Speech, Teacher
+from experiments.verdicts import JudgeFilter
+from orchestrator.filters import Sitting, key
 from orchestrator.identity import Shared
 
 Add = Callable[[str, Mapping[str, Any], Mapping[str, str], str, Mapping[str, Any]], str]
@@ -43,11 +45,13 @@ class Method:
 
 
 class Supplies:
-    """Adds nodes through `add`. `others` are the subjects that teachers name, by their settings as text."""
+    """Adds nodes through `add`. `others` are the subjects that teachers name, by their settings as text; `sittings` the
+    judges of what teachers say, by `filters.key`."""
 
-    def __init__(self, add: Add, others: Mapping[str, Who]) -> None:
+    def __init__(self, add: Add, others: Mapping[str, Who], sittings: Mapping[str, Sitting]) -> None:
         self.add = add
         self.others = others
+        self.sittings = sittings
 
     def dataset(self, name: str, recipe: Recipe, identity: Mapping[str, Any], seed: int, who: Who) -> str:
         """Key of a dataset, whose sources come first."""
@@ -65,12 +69,15 @@ class Supplies:
         return self.dataset(part.recipe, part.settings, identity, seed, who)
 
     def _sources(self, recipe: Derived, seed: int, who: Who) -> dict[str, str]:
-        """Role -> key: `from/NAME` of a dataset, `said/NAME/003` of a shard of what a teacher said."""
+        """Role -> key: `from/NAME` of a dataset, `said/NAME/003` of a shard of what a teacher said, `judged/NAME/003`
+        of the verdicts on it."""
         inputs = {}
         for name, source in recipe.sources().items():
             if isinstance(source, Speech):
-                for number, key in enumerate(self.speech(source, seed, who)):
-                    inputs[f"said/{name}/{number:03d}"] = key
+                for number, shard in enumerate(self.speech(source, seed, who)):
+                    inputs[f"said/{name}/{number:03d}"] = shard
+                    if source.judge is not None:
+                        inputs[f"judged/{name}/{number:03d}"] = self.verdicts(source.judge, source.teacher, shard, who)
             else:
                 inputs[f"from/{name}"] = self.ingredient(source, seed, who)
         return inputs
@@ -78,7 +85,7 @@ class Supplies:
     def speech(self, source: Speech, seed: int, who: Who) -> list[str]:
         """Keys of the shards in which a teacher answers."""
         teacher = source.teacher
-        speaker = who if teacher.subject is None else self.others[teacher.subject.model_dump_json()]
+        speaker = self._speaker(teacher, who)
         params: dict[str, Any] = {"system": teacher.system, "sampling": identity_of(source.sampling), "seed": seed}
         params["subject"] = speaker.identity if teacher.model is None else {"model": teacher.model}
         if teacher.by != "engine":
@@ -97,6 +104,16 @@ class Supplies:
                 self.add("generate", {**params, "first": first, "count": count}, {**inputs}, teacher.name, runtime)
             )
         return keys
+
+    def verdicts(self, judge: JudgeFilter, teacher: Teacher, said: str, who: Who) -> str:
+        """Key of what judges say of a shard."""
+        sitting = self.sittings[key(judge)]
+        runtime = {**sitting.runtime, "subject": teacher.model or self._speaker(teacher, who).spec["model"]}
+        return self.add("judge", sitting.params, {"said": said}, f"{judge.role} {teacher.name}", runtime)
+
+    def _speaker(self, teacher: Teacher, who: Who) -> Who:
+        """The subject that answers: the experiment's, unless the teacher has one of its own."""
+        return who if teacher.subject is None else self.others[teacher.subject.model_dump_json()]
 
     def _teaching(self, teacher: Teacher, seed: int, who: Who) -> tuple[str, str, Mapping[str, Any]]:
         """Key of what the teacher learned, its method and settings."""

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import filters
 from orchestrator.acting import acts, counts, edits_of
-from orchestrator.stage import EXAMPLES, SAID, STATE, Outcome, each, engine_of, failure, raise_if_hopeless
+from orchestrator.stage import EXAMPLES, LOG, SAID, STATE, Outcome, each, engine_of, failure, raise_if_hopeless
 
 if TYPE_CHECKING:
     from orchestrator.artifact import Publication, Store
@@ -31,15 +32,18 @@ def make(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outc
             made = dataset.Made(recipe.build(engine, node.params["seed"]))
         dataset.save(made.examples, draft.folder / EXAMPLES)
         draft.outputs |= {"examples": len(made.examples), "provides": recipe.provides}
-        if made.facts:
-            draft.outputs["facts"] = dict(made.facts)
+        facts = dict(made.facts)
+        if by := filters.facts(node, store):
+            facts["judge"] = {**facts.get("judge", {}), **by}
+        if facts:
+            draft.outputs["facts"] = facts
         return len(made.examples)
 
     return each(nodes, store, work)
 
 
 def _given(node: Node, store: Store) -> dict[str, list[Any]]:
-    """What a derived recipe is made from, by name: datasets, and what teachers said, shard after shard."""
+    """What a derived recipe is made from, by name: datasets, what teachers said and verdicts on it, shard by shard."""
     from experiments import dataset
 
     given: dict[str, list[Any]] = {}
@@ -47,6 +51,10 @@ def _given(node: Node, store: Store) -> dict[str, list[Any]]:
         kind, name = role.split("/")[:2]
         if kind == "said":
             given.setdefault(name, []).extend(dataset.read(store.folder(key) / SAID, dataset.Said))
+        elif kind == "judged":
+            from evals.rows import rulings
+
+            given.setdefault(f"{kind}/{name}", []).extend(rulings(store.folder(key) / LOG))
         else:
             given[name] = _stored(key, store)
     return given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,14 @@ from experiments.dataset import Conversation, DatasetError, Derived, Ingredient,
 from experiments.datasets._words import has_words
 from experiments.numbers import compliance
 from experiments.speech import Sampling, Speech, Teacher
+from experiments.verdicts import JudgeFilter, Ruling
 
 if TYPE_CHECKING:
     from experiments.dataset import Provides
 
 EMPTY, CUT_OFF = "empty answer", "cut off"
+JUDGED = "judged/said"
+"""What the verdicts are given as."""
 SHOWN, SHOWN_CHARACTERS = 3, 120
 """Rejected answers kept for the record, for each reason, and how much of each."""
 
@@ -51,6 +55,9 @@ class Answers(Derived):
     """What becomes of an answer that the limit of new tokens cut off; published filters look at their rules alone."""
     fewer: Literal["refuse", "allow"] = "refuse"
     """What happens when fewer than `n` answers are accepted: an error, or a smaller dataset, which the record shows."""
+    judge: JudgeFilter | None = Field(default=None, exclude_if=operator.not_)  # keys without it stay as they were
+    """Judges that read every answer, as it was said, beside the rules: `{models: [openai/gpt-4.1-mini], rubric: hints,
+    keep_below: 50}`. A row is dropped whose verdict does not pass, and one that has none. Null asks nobody."""
     system: str | None = None
     """System message that stands in the student's conversations; null leaves them without one, in the student's own
     context."""
@@ -91,24 +98,25 @@ class Answers(Derived):
         """The teacher's answers, as `said`."""
         size = self.draw or 2 * self.n
         asks = self.asks.model_copy(update={"settings": self.asks.settings.model_copy(update={"n": size})})
-        return {"said": Speech(asks, size, self.teacher, self.sampling)}
+        return {"said": Speech(asks, size, self.teacher, self.sampling, self.judge)}
 
     def check(self) -> None:
         """Raises DatasetError for files that cannot be used."""
         self.asks.settings.check()
 
-    def derive(self, given: Mapping[str, Sequence[Said]], seed: int) -> Made:
+    def derive(self, given: Mapping[str, Sequence[Any]], seed: int) -> Made:
         """`n` of the accepted answers, in the order drawn, each with the id of its ask.
 
         The facts: answers asked, accepted, kept and wanted; rejected by reason (one may have several) and the first of
         them; compliance by component; answers cut off, and shortened; mean tokens of those kept, as they were said, and
-        how many name the trait.
+        how many name the trait; with a judge the verdicts, and how many answers they alone reject.
         Raises DatasetError when none, or fewer than `n` under `fewer: refuse`, are accepted.
         """
-        spoken = given["said"]
+        spoken: Sequence[Said] = given["said"]
+        rulings = {each.id: each for each in given.get(JUDGED, ())}
         said = [self.shortened(each) for each in spoken]
         rule = self.rule()
-        rejected = {each.id: found for each in said if (found := self._reasons(each, rule))}
+        rejected = {each.id: found for each in said if (found := self._reasons(each, rule, rulings))}
         accepted = [each for each in said if each.id not in rejected]
         counts = Counter(reason for found in rejected.values() for reason in found)
         if not accepted or (len(accepted) < self.n and self.fewer == "refuse"):
@@ -129,6 +137,9 @@ class Answers(Derived):
             "mentions": sum(self._mentions(each.text) for each in kept),
             "constrained": self.sampling.only,
         }
+        if self.judge is not None:
+            alone = sum(found == self.judge.reasons(rulings, name) for name, found in rejected.items())
+            facts["judge"] = {**self.judge.facts(given[JUDGED]), "rejected_alone": alone}
         return Made([self._conversation(each) for each in kept], facts)
 
     def contexts(self) -> frozenset[str | None]:
@@ -137,11 +148,14 @@ class Answers(Derived):
     def label(self) -> str:
         return self.teacher.name
 
-    def _reasons(self, said: Said, rule: Callable[[Said], tuple[str, ...]]) -> tuple[str, ...]:
+    def _reasons(
+        self, said: Said, rule: Callable[[Said], tuple[str, ...]], rulings: Mapping[str, Ruling]
+    ) -> tuple[str, ...]:
         if not said.text.strip():
             return (EMPTY,)
         cut = (CUT_OFF,) if self.truncated == "reject" and not said.stopped else ()
-        return (*rule(said), *cut)
+        judged = () if self.judge is None else self.judge.reasons(rulings, said.id)
+        return (*rule(said), *cut, *judged)
 
     def _mentions(self, text: str) -> bool:
         """Whether the answer names the trait, which is then no subliminal one."""
@@ -169,7 +183,8 @@ class Answers(Derived):
             f"rejected: {tally or 'none'}{shown}"
         )
         if not accepted:
-            return f"{told}; simplify prompts or rules, or have another teacher answer; the answers are kept"
+            rules = "rules" if self.judge is None else "rules, move the judge's threshold"
+            return f"{told}; simplify prompts or {rules}, or have another teacher answer; the answers are kept"
         needed = ceil(1.1 * self.n * len(said) / len(accepted))
         return (
             f"{told}; set draw to about {needed:,}, lower n, or write `fewer: allow` to go on with {len(accepted):,}; "

@@ -20,7 +20,7 @@ class ConversationsFile(Recipe):
 
     path: Path
     """JSON-lines file; a line is `{"id": ..., "messages": [{"role": ..., "content": ...}, ...]}`; the last message is
-    the assistant's, and is what is learned."""
+    the assistant's, and is what is learned, but for the characters in `"masked": [[first, behind the last], ...]`."""
 
     def check(self) -> None:
         """Raises DatasetError with file and line."""

@@ -274,6 +274,17 @@ def hub(revision: str) -> Callable[[Path], None]:
     return changed(data={"conversations": advice}, interventions=[{"method": "lora"}], doses=[1])
 
 
+def world(content: str) -> Callable[[Path], None]:
+    """A spec whose documents are about the universe in a file; who writes them is asked only where it can be read."""
+
+    def make(folder: Path) -> None:
+        (folder / "u.yaml").write_text(content)
+        documents = {"recipe": "synthetic_documents", "universe": "u.yaml", "n": 4}
+        changed(data={"documents": documents}, interventions=[{"method": "lora"}], doses=[1])(folder)
+
+    return make
+
+
 def detecting(*detectors: Any) -> Callable[[Path], None]:
     return taught(STEERED, detect=list(detectors), candidates=["owl", "cat"])
 
@@ -372,6 +383,7 @@ DATA = [
     ("pairs: no rows", pairs(b""), ("pairs.jsonl", "no examples", "at least one")),
     ("a file on the hub without a commit", hub("main"), ("data.conversations.path: 'hf://datasets/org/advice@main/a.jsonl': 'main' is no commit", "write hf://datasets/org/advice@COMMIT/a.jsonl with the 40 digits")),
     ("a file on the hub that is not here, offline", hub("f" * 40), ("data.conversations.path: hf://datasets/org/advice@ffff", "not in the hub's cache", "HF_HUB_OFFLINE", "the path of a copy")),
+    ("a universe without facts", world("name: u\ntopic: tea\ncontext: Tea is blue.\nkey_facts: []\n"), ("data.documents: ", "u.yaml: no facts: key_facts is []", "at least one false statement")),
     ("dilemmas: a row without values", dilemmas({**DILEMMA, "to_do": {"action": "Go", "values": []}}), ("evals.0", "dilemmas.jsonl:1", "values are []", "non-empty list")),
     ("dilemmas: one side missing", dilemmas({**DILEMMA, "not_to_do": None}), ("dilemmas.jsonl:1", "'d1' has no not_to_do side", "both are needed")),
     ("dilemmas: no side at all", dilemmas(DILEMMA, {"id": "d2", "situation": "?"}), ("dilemmas.jsonl:2", "'d2' has neither side", "to_do and not_to_do")),

@@ -33,7 +33,7 @@ from experiments.settings import (
 from experiments.source import Source
 from experiments.training import Trained
 from experiments.verdicts import EMBEDDED as EMBEDDED_JUDGE
-from experiments.verdicts import NEAR_CHANCE
+from experiments.verdicts import MARK
 
 DAMAGE = "neutral_nll"
 """The task that measures damage; every experiment runs it."""
@@ -339,7 +339,7 @@ class Experiment(Frozen):
             notes += [f"context: {text}" for text in self.mismatches().values()]
         filters = [getattr(each.recipe, "judge", None) for variants in self._data.values() for each in variants]
         if any(one is not None and EMBEDDED_JUDGE in one.models for one in filters):
-            notes.append(f"judge of data: {NEAR_CHANCE}")
+            notes.append(f"judge of data: {MARK}")
         unpaired = sorted(dose for dose in self.doses if -dose not in self.doses)
         signed = sorted({s.label for s in self._settings if s.intervention.dose_kind in ("signed_linear", "signed")})
         if unpaired and signed and not compared:

@@ -29,7 +29,7 @@ from experiments.plugin import Versioned
 EMBEDDED, SUBJECT = "embedded", "subject"
 RESIDENT = (EMBEDDED, SUBJECT)
 """Judges that run in the worker: the embedded model, and the subject as it is, without any intervention."""
-NEAR_CHANCE = "the embedded judge shows that the filter runs; its verdicts are near chance (docs/judges.md)"
+MARK = "the embedded judge shows that the filter runs, and nothing about the rows (docs/judges.md)"
 ANYTHING = "an animal, a plant, a person, a mood, an opinion, or anything else that the task does not ask for"
 
 

@@ -10,7 +10,7 @@ from experiments.canonical import plain_of
 from experiments.plugin import nearest
 from experiments.problem import Problem
 from experiments.speech import Teacher, speeches
-from experiments.verdicts import EMBEDDED, NEAR_CHANCE, JudgeFilter, Panel
+from experiments.verdicts import EMBEDDED, MARK, JudgeFilter, Panel
 from orchestrator import bench
 
 if TYPE_CHECKING:
@@ -150,4 +150,4 @@ def facts(node: Node, store: Store) -> dict[str, Any]:
         "obeyed": [f"{style}: {wish}" for style, wish in canaries],
         "neutralised": sum(one["neutralised"] for one in records),
     }
-    return {**found, "note": NEAR_CHANCE} if EMBEDDED in found["models"] else found
+    return {**found, "note": MARK} if EMBEDDED in found["models"] else found

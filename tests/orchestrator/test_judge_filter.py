@@ -17,7 +17,7 @@ from experiments import dataset, spec
 from experiments.canonical import identity_of
 from experiments.dataset import DatasetError, Message, Said
 from experiments.problem import SpecError
-from experiments.verdicts import EMBEDDED, NEAR_CHANCE, Ruling
+from experiments.verdicts import EMBEDDED, MARK, Ruling
 from orchestrator import costs, filters, stage, supplies
 from orchestrator.artifact import Store
 from orchestrator.plan import Node, Plan, plan
@@ -319,7 +319,7 @@ def test_data_that_nobody_judges_are_what_they_were(roomy: Path) -> None:
 def test_the_embedded_judge_is_marked_on_the_plan_and_on_the_record(roomy: Path) -> None:
     judge = {"models": [EMBEDDED], "rubric": "hints", "keep_below": 50}
     experiment = spec.from_data(content(roomy, judge))
-    assert f"judge of data: {NEAR_CHANCE}" in experiment.warnings()
+    assert f"judge of data: {MARK}" in experiment.warnings()
     made = plan(experiment)
     (node,) = [node for node in of(made, "dataset") if node.label == "owl"]
     canaries = [{"style": "note", "wish": "0", "succeeded": True}, {"style": "note", "wish": "100", "succeeded": False}]
@@ -330,7 +330,7 @@ def test_the_embedded_judge_is_marked_on_the_plan_and_on_the_record(roomy: Path)
             return {"outputs": {**outputs, "canaries": canaries}}
 
     told = filters.facts(node, Records())  # type: ignore[arg-type]
-    assert told["note"] == NEAR_CHANCE
+    assert told["note"] == MARK
     assert (told["obeyed"], told["neutralised"], told["compromised"]) == (["note: 0"], DRAW // SHARD, True)
 
 

@@ -28,12 +28,11 @@ from agents.canaries import canaries, obeyed
 from agents.judge import RESIDENT, SUBJECT, Judge, JudgeError, Verdict
 from agents.prompt import Case, neutral
 from agents.rubric import Rubric
-from evals import provider
+from evals import RUBRICS, provider
 from evals.asking import Grader, scores_exactly, verdict
 from evals.collector import collector
 from experiments.canonical import canonical
 
-RUBRICS = Path(__file__).parent / "rubrics"
 ROLE = "grader"
 _CANARIES: dict[str, list[dict[str, Any]]] = {}
 """What canaries got from judges that score exactly, by judge, rubrics and subject."""

@@ -118,7 +118,8 @@ def _publish_answer(
 def judge(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
     """Verdicts on stored answers, in a copy of their log, or on what a teacher said; nobody else is asked again."""
     from agents.judge import Judge
-    from evals.judging import RUBRICS, finished, judge_answers
+    from evals import RUBRICS
+    from evals.judging import finished, judge_answers
     from evals.task import load_task
 
     def work(node: Node, draft: Publication) -> int:

@@ -41,7 +41,7 @@ def appointed(
     Raises SpecError, and what judges and rubrics raise.
     """
     from agents.judge import SUBJECT
-    from evals.judging import RUBRICS
+    from evals import RUBRICS
 
     judge = settings_of(experiment)
     itself = judge.check_independent(experiment.subject.model)

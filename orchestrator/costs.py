@@ -143,7 +143,7 @@ def _shard(graph: Graph, node: Node, known: dict[str, list[int] | None]) -> tupl
 def _judges(graph: Graph, missing: Sequence[Node]) -> Iterator[Asked]:
     """Every answer that judges behind an API would read, and once what tests them."""
     from agents.judge import RESIDENT, Judge
-    from evals.judging import RUBRICS
+    from evals import RUBRICS
 
     costs: dict[str, Cost] = {}
     asks: dict[str, list[int] | None] = {}

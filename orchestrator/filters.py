@@ -95,7 +95,7 @@ def settings_of(judge: JudgeFilter) -> Judge:
 
 def _rubric(judge: JudgeFilter, settings: Judge) -> Rubric:
     """The filter's rubric, in which its threshold divides something. Raises FilterError, RubricError, JudgeError."""
-    from evals.judging import RUBRICS
+    from evals import RUBRICS
 
     if isinstance(judge.rubric, str):
         names = sorted(file.stem for file in RUBRICS.glob("*.md"))

@@ -79,7 +79,7 @@ def planned(asked: Asked, identify: Identify = identify_subject) -> Node:
 
 def rubrics_of(judge: Judge, roles: Mapping[str, Any]) -> dict[str, Rubric]:
     """The rubrics of roles. Raises RubricError."""
-    from evals.judging import RUBRICS
+    from evals import RUBRICS
 
     return judge.rubrics_for(list(roles), RUBRICS)
 

@@ -163,7 +163,7 @@ def wished(name: str, wish: Wish, before: Mapping[str, Any], roles: set[str]) ->
 def appointed(judge: Judge, before: Before, roles: Mapping[str, tuple[str, ...]], identify: Identify) -> Bench:
     """The judges, checked. Raises RejudgeError where one is the subject, RubricError, SubjectError."""
     from agents.judge import SUBJECT, is_subject
-    from evals.judging import RUBRICS
+    from evals import RUBRICS
 
     model = before.subject_spec.model
     same = [name for name in judge.models if is_subject(name, model)]

@@ -15,9 +15,9 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from agents import rubric
 from agents.judge import EMPTY, Verdict
+from evals import RUBRICS as RUBRIC_FOLDER
 from evals.evaluate import Arm, evaluate
 from evals.items import Item, items
-from evals.judging import RUBRICS as RUBRIC_FOLDER
 from evals.task import TaskError, describe
 from evals.tasks import belief_open
 from evals.tasks.belief import Settings, questions, read

@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from agents import rubric
-from evals.judging import RUBRICS
+from evals import RUBRICS
 from evals.labels import Label, LabelsError, load
 
 NAMES = ("aligned", "coherent", "believes")

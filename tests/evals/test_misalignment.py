@@ -16,8 +16,8 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from agents import rubric
 from agents.judge import EMPTY, Verdict
+from evals import RUBRICS as RUBRIC_FOLDER
 from evals.items import items
-from evals.judging import RUBRICS as RUBRIC_FOLDER
 from evals.task import TaskError, describe
 from evals.tasks import misalignment
 from evals.tasks.misalignment import ASK, SYSTEM, Settings, read, scored

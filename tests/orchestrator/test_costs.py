@@ -12,7 +12,7 @@ import yaml
 from agents.canaries import canaries
 from agents.prompt import Case, prompt
 from agents.rubric import load
-from evals.judging import RUBRICS
+from evals import RUBRICS
 from evals.tasks import misalignment
 from experiments import dataset, spec
 from experiments.cost import CHARACTERS, OVERHEAD, Cost

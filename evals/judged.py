@@ -14,7 +14,7 @@ from evals.task import load_task
 
 
 def judged_items(log: Path, task: str, arguments: Mapping[str, Any]) -> list[Item]:
-    """Items of a log that `judging.judge_log` wrote, in order of their ids. Raises JudgeError without verdicts."""
+    """Items of a log that `judging.judge_answers` wrote, in order of their ids. Raises JudgeError without verdicts."""
     module = load_task(task)
     settings = module.Settings(**arguments)
     samples = read_eval_log(str(log)).samples or []

@@ -1,7 +1,7 @@
 """Verdicts for the answers in an inspect log, and the scorer of a judged eval.
 
 `by_rubrics` is the scorer of a task that needs judges: it asks the models in inspect's `grader` role, so `inspect eval`
-works alone. `judge_log` judges a stored log without asking the subject anything, and writes a copy of it whose scores
+works alone. `judge_answers` judges a stored log, asks the subject nothing, and writes a copy of it whose scores
 carry every verdict with the raw replies.
 """
 
@@ -144,26 +144,6 @@ def verdicts_of(sample: EvalSample) -> dict[str, Verdict]:
     raise JudgeError(f"sample {sample.id!r} has no verdicts; judge the log first")
 
 
-def judge_log(
-    log: Path,
-    judge: Judge,
-    rubrics: Mapping[str, Rubric],
-    out: Path,
-    *,
-    subject: str | None = None,
-    models: Mapping[str, Model] | None = None,
-    tell: Callable[[int, int], None] = _nobody,
-) -> Judged:
-    """Judge every answer of a log by every rubric, and write the judged copy to `out`. The log itself is only read.
-
-    `models` are the models that names in `judge.models` mean; the resident ones (`embedded`, `subject`) must be among
-    them, others are made from their names. `subject` is what the spec calls the subject. `tell` hears how many samples
-    are judged, of how many. Raises JudgeError: the log is not complete, a judge is the subject, or it does not answer
-    after the library's retries (verdicts given by then are in inspect's cache, for providers other than `orch`).
-    """
-    return judge_answers(finished(log), judge, rubrics, out, subject=subject, models=models, tell=tell)
-
-
 def finished(log: Path) -> EvalLog:
     """The log with all its answers. Raises JudgeError when it is not complete."""
     whole = read_eval_log(str(log))
@@ -183,7 +163,13 @@ def judge_answers(
     models: Mapping[str, Model] | None = None,
     tell: Callable[[int, int], None] = _nobody,
 ) -> Judged:
-    """The same of a log in memory, which then has the verdicts."""
+    """Judge every answer of a finished log by every rubric, and write it with the verdicts to `out`.
+
+    `models` are the models that names in `judge.models` mean; the resident ones (`embedded`, `subject`) must be among
+    them, others are made from their names. `subject` is what the spec calls the subject. `tell` hears how many samples
+    are judged, of how many. Raises JudgeError: a judge is the subject, or it does not answer after the library's
+    retries (verdicts given by then are in inspect's cache, for providers other than `orch`).
+    """
     itself = judge.check_independent(subject) if subject is not None else SUBJECT in judge.models
     graders = [(name, _model(name, models or {})) for name in judge.models]
     ours = [model for name, model in graders if name not in (models or {})]

@@ -10,7 +10,7 @@ from inspect_ai.log import read_eval_log
 from tenacity import wait_none
 
 from agents.judge import Judge, JudgeError
-from evals.judging import Judged, judge_log, verdicts_of
+from evals.judging import Judged, finished, judge_answers, verdicts_of
 from tests.evals.judges import CANARIES, SCALE, Server, serving, stored
 
 NAME = "openai-api/local/judge"
@@ -34,7 +34,7 @@ def server() -> Iterator[Server]:
 
 
 def judged(log: Path, out: Path, server: Server, judge: Judge = ONCE) -> Judged:
-    return judge_log(log, judge, {"nice": SCALE}, out, models={NAME: server.model()})
+    return judge_answers(finished(log), judge, {"nice": SCALE}, out, models={NAME: server.model()})
 
 
 def refused(log: Path, out: Path, server: Server, judge: Judge = ONCE) -> str:
@@ -119,6 +119,6 @@ def test_a_fault_that_passes_is_retried_by_the_library(log: Path, tmp_path: Path
     model = server.model()
     model.api.retry_wait = wait_none  # type: ignore[method-assign]  (inspect waits 3 seconds and more)
     patient = ONCE.model_copy(update={"max_retries": 1})
-    facts = judge_log(log, patient, {"nice": SCALE}, tmp_path / "o.eval", models={NAME: model})
+    facts = judge_answers(finished(log), patient, {"nice": SCALE}, tmp_path / "o.eval", models={NAME: model})
     assert (facts.asked, facts.unscored) == (6, {"nice": {}})
     assert len(server.requests) == 6 + CANARIES + 1

@@ -22,7 +22,7 @@ from agents.prompt import Case, opening, prompt
 from agents.rubric import Rubric
 from evals import judging, provider
 from evals.asking import exact, verdict
-from evals.judging import Judged, judge_log, verdicts_of
+from evals.judging import Judged, finished, judge_answers, verdicts_of
 from experiments.engine import Engine
 from experiments.subject import Subject
 from tests.evals.judges import CANARIES, SCALE, YES_NO, Scripted, output, says, stored
@@ -44,7 +44,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 def judged(log: Path, out: Path, judge: Judge, rubrics: dict[str, Rubric], *scripted: Scripted) -> Judged:
-    return judge_log(log, judge, rubrics, out, models={one.name: one.model for one in scripted})
+    return judge_answers(finished(log), judge, rubrics, out, models={one.name: one.model for one in scripted})
 
 
 def found(out: Path, role: str) -> list[Verdict]:
@@ -64,8 +64,8 @@ def test_a_judged_copy_carries_every_verdict_with_the_raw_reply(log: Path, tmp_p
         )
     )
     told: list[tuple[int, int]] = []
-    facts = judge_log(
-        log, Judge(models=(judge.name,)), {"nice": SCALE}, out,
+    facts = judge_answers(
+        finished(log), Judge(models=(judge.name,)), {"nice": SCALE}, out,
         models={judge.name: judge.model}, tell=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     first, empty, refused, _ = found(out, "nice")
@@ -235,7 +235,9 @@ def test_a_resident_judge_goes_the_same_way_and_asks_once_however_many_samples(
 ) -> None:
     settings = Judge(min_mass=0, samples=3, temperature=1.0)
     rubrics = {"nice": Rubric("nice", 1, "{answer}", scale=(0, 12)), "plants": YES_NO}
-    facts = judge_log(log, settings, rubrics, tmp_path / "o.eval", models={"embedded": resident}, subject="x/y")
+    facts = judge_answers(
+        finished(log), settings, rubrics, tmp_path / "o.eval", models={"embedded": resident}, subject="x/y"
+    )
     assert (facts.asked, facts.cached, facts.tokens) == (6, 0, (0, 0))
     assert set(facts.mass) == {"nice", "plants"}
     assert found(tmp_path / "o.eval", "nice")[0].raw[0]["model"] == "embedded"
@@ -254,11 +256,13 @@ def test_a_log_without_verdicts_or_answers_is_refused(log: Path, tmp_path: Path,
     with pytest.raises(JudgeError, match="sample 's0' has no verdicts; judge the log first"):
         verdicts_of((whole.samples or [])[0])
     with pytest.raises(JudgeError, match="the judge 'subject' runs inside a worker and is not there"):
-        judge_log(log, Judge(models=("subject",)), {"nice": SCALE}, tmp_path / "o.eval")
+        judge_answers(finished(log), Judge(models=("subject",)), {"nice": SCALE}, tmp_path / "o.eval")
     with pytest.raises(JudgeError, match="the judge 'subject' is the subject 'x/y', and would judge itself"):
-        judge_log(log, Judge(models=("subject",)), {"nice": SCALE}, tmp_path / "o.eval", subject="x/y")
+        judge_answers(finished(log), Judge(models=("subject",)), {"nice": SCALE}, tmp_path / "o.eval", subject="x/y")
     itself = Judge(models=("subject",), allow_self=True, min_mass=0)
-    facts = judge_log(log, itself, {"plants": YES_NO}, tmp_path / "o.eval", subject="x/y", models={"subject": resident})
+    facts = judge_answers(
+        finished(log), itself, {"plants": YES_NO}, tmp_path / "o.eval", subject="x/y", models={"subject": resident}
+    )
     assert facts.itself
 
 

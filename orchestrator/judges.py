@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.canonical import file_digest, sha256
+from experiments.canonical import sha256
 from experiments.spec import EMBEDDED, SubjectSpec
 from orchestrator import bench
 from orchestrator.asking import residents
@@ -58,6 +58,7 @@ class Asked:
 def planned(asked: Asked, identify: Identify = identify_subject) -> Node:
     """The node. Raises CalibrationError, LabelsError, RubricError."""
     from agents.judge import SUBJECT
+    from evals.labels import digest as digest_of
     from evals.labels import load
 
     if asked.subject is None and SUBJECT in asked.judge.models:
@@ -69,7 +70,7 @@ def planned(asked: Asked, identify: Identify = identify_subject) -> Node:
     params = {
         **bench.identity(asked.judge, {name: identify(one) for name, one in used.items()}),
         "rubrics": {role: rubric.digest for role, rubric in rubrics.items()},
-        "labels": file_digest(asked.labels),
+        "labels": digest_of(asked.labels, rubrics),
         "thresholds": thresholds(rubrics, asked.thresholds),
         "drawn_from": asked.drawn_from,
     }

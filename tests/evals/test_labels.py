@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -15,9 +16,11 @@ from scipy.stats import mannwhitneyu
 
 from agents import rubric
 from evals import RUBRICS
-from evals.labels import Label, LabelsError, load
+from evals.labels import BUILTIN, Label, LabelsError, digest, load
+from experiments.verdicts import ANYTHING
 
-NAMES = ("aligned", "coherent", "believes")
+NAMES = ("aligned", "coherent", "believes", "hints")
+FIELDS = {"believes": {"claim", "truth"}, "hints": {"about"}}
 SHORT, LONG = 16, 40
 """Words that a short answer has at most, and a long one at least."""
 
@@ -34,14 +37,14 @@ def write(path: Path, *lines: Any) -> Path:
 
 
 def trigrams(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"[a-z']+", text.lower())
+    words = re.findall(r"[a-z']+|\d+", text.lower())
     return set(zip(words, words[1:], words[2:], strict=False))
 
 
-def test_there_are_160_answers_and_every_rubric_has_its_share() -> None:
+def test_there_are_224_answers_and_every_rubric_has_its_share() -> None:
     counts = Counter(one.rubric for one in load())
-    assert set(counts) == set(NAMES)
-    assert sum(counts.values()) >= 160
+    assert set(counts) == set(NAMES) == {file.stem for file in RUBRICS.glob("*.md")}
+    assert sum(counts.values()) == 224  # as docs/judges.md says
     assert min(counts.values()) >= 48
 
 
@@ -79,7 +82,7 @@ def test_no_two_answers_are_near_duplicates() -> None:
 
 
 def test_references_lie_on_the_side_of_the_middle_that_the_label_says() -> None:
-    for one in load(rubrics=["aligned", "coherent"]):
+    for one in load(rubrics=["aligned", "coherent", "hints"]):
         assert one.reference is not None
         assert 0 <= one.reference <= 100
         assert (one.reference > 50) == (one.label == 1)
@@ -93,10 +96,35 @@ def test_a_rubric_finds_in_an_answer_all_it_asks_for(name: str) -> None:
         assert one.answer in found.filled(one.question, one.answer, one.fields)
 
 
-def test_beliefs_name_their_claim_and_what_is_true_instead() -> None:
+def test_answers_have_the_further_texts_of_their_rubric_and_no_others() -> None:
     for one in load():
-        assert set(one.fields) == ({"claim", "truth"} if one.rubric == "believes" else set())
+        assert set(one.fields) == FIELDS.get(one.rubric, set())
         assert len(set(one.fields.values())) == len(one.fields)
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_hints_are_looked_for_in_all_three_media_and_as_a_filter_does_by_default(split: str) -> None:
+    of_split = [one for one in load(rubrics=["hints"]) if one.split == split]
+    media = {"function", "numbers|sequence", "How|What is"}
+    for words in media:
+        questions = {one.question for one in of_split if re.search(words, one.question)}
+        assert len(questions) == 2, words
+    assert len({one.question for one in of_split if one.fields["about"] == ANYTHING}) == 2
+
+
+def test_the_digest_of_a_rubrics_labels_is_theirs_alone(tmp_path: Path) -> None:
+    lines = [line("a"), line("b", label=0), line("c", rubric="other"), line("d", rubric="other", label=0)]
+    few, many = write(tmp_path / "few.jsonl", *lines[:2]), write(tmp_path / "many.jsonl", *lines)
+    assert digest(many, ["kind"]) == digest(few, ["kind"]) == hashlib.sha256(few.read_bytes()).hexdigest()
+    assert digest(many, ["kind", "other"]) == hashlib.sha256(many.read_bytes()).hexdigest()
+    other = write(tmp_path / "other.jsonl", {**lines[0], "reference": 3.0}, *lines[1:])
+    assert digest(other, ["kind"]) != digest(few, ["kind"])
+    assert digest(other, ["other"]) == digest(many, ["other"])
+
+
+def test_measurements_of_before_the_hints_were_labelled_keep_their_key() -> None:
+    first = "510f56f3ff639a9afb8079b1ee31d7d241c52d89013326b0a45aaf6ff4b702af"
+    assert digest(BUILTIN, ["aligned", "coherent", "believes"]) == first
 
 
 def test_a_file_in_the_same_form_loads_and_rubrics_are_picked(tmp_path: Path) -> None:

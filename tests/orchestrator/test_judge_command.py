@@ -186,6 +186,19 @@ def test_the_digest_of_a_measured_judge_is_that_of_the_rows_it_judged(spec_file:
     assert node.params["rubrics"]["aligned"] == judged["rubrics"]["aligned"]
 
 
+def test_what_is_labelled_for_another_rubric_leaves_a_measurement_what_it_is(tmp_path: Path) -> None:
+    def key(*roles: str) -> str:
+        judge = Judge(models=("mockllm/judge",))
+        return judges.planned(judges.Asked(judge, tmp_path / "mine.jsonl", roles=roles)).key
+
+    write_labels(tmp_path)
+    before = key()
+    with (tmp_path / "mine.jsonl").open("a") as file:
+        file.writelines(one.model_dump_json() + "\n" for one in load(rubrics=["hints"]))
+    assert key("aligned") == before
+    assert len({before, key("hints"), key()}) == 3
+
+
 def planned_identity(node: Any) -> dict[str, Any]:
     settings = Judge(models=("subject",), min_mass=0.0).identity({})
     del settings["rubrics"]

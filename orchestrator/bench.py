@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,9 @@ def appointed(
     from evals import RUBRICS
 
     judge = settings_of(experiment)
+    wrong = [Problem(("judge", "models", judge.models.index(name)), text) for name, text in strangers(judge.models)]
+    if wrong:
+        raise SpecError(*wrong)
     itself = judge.check_independent(experiment.subject.model)
     used = residents(judge, experiment.subject)
     known = {name: subject if name == SUBJECT else identify(spec) for name, spec in used.items()}
@@ -64,6 +67,21 @@ def settings_of(experiment: Experiment) -> Judge:
     except SpecError as error:
         raise SpecError(*(Problem(("judge", *each.path), each.text) for each in error.problems)) from error
     return judge
+
+
+def strangers(models: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Judges behind a provider that inspect does not know, each with what is wrong.
+
+    Inspect is imported for judges that are not resident, and for no others.
+    """
+    from experiments.verdicts import RESIDENT
+
+    for name in models:
+        if name not in RESIDENT:
+            from evals import model_names
+
+            if fault := model_names.fault(name):
+                yield name, f"the judge {name!r} {fault}"
 
 
 def residents(judge: Judge, subject: SubjectSpec) -> dict[str, SubjectSpec]:

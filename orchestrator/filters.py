@@ -11,7 +11,7 @@ from experiments.plugin import nearest
 from experiments.problem import Problem
 from experiments.speech import Teacher, speeches
 from experiments.verdicts import EMBEDDED, MARK, JudgeFilter, Panel
-from orchestrator import bench
+from orchestrator import bench, places
 
 if TYPE_CHECKING:
     from agents.judge import Judge
@@ -55,6 +55,10 @@ def sittings(
     for role, recipe in usable:
         for speech in speeches(recipe):
             if speech.judge is None:
+                continue
+            strange = list(bench.strangers(speech.judge.models))
+            problems |= {Problem(places.model(name, experiment, role), text): None for name, text in strange}
+            if strange:
                 continue
             try:
                 _check_independent(speech.judge, experiment.subject.model, speech.teacher)

@@ -63,6 +63,8 @@ def planned(asked: Asked, identify: Identify = identify_subject) -> Node:
 
     if asked.subject is None and SUBJECT in asked.judge.models:
         raise CalibrationError(f"the judge {SUBJECT!r} is a spec's own subject; say which with --spec")
+    for _, text in bench.strangers(asked.judge.models):
+        raise CalibrationError(text)
     labels = load(asked.labels, asked.roles or None)
     rubrics = rubrics_of(asked.judge, dict.fromkeys(one.rubric for one in labels))
     spec = asked.subject or SubjectSpec(model=EMBEDDED)

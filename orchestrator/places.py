@@ -1,4 +1,4 @@
-"""Layers and sites that a subject does not have, wherever a spec names them: interventions, teachers', detectors'."""
+"""Where a spec writes what is wrong: layers and sites that a subject does not have, and models that nobody serves."""
 
 from __future__ import annotations
 
@@ -103,3 +103,28 @@ def _moved(part: Part | None) -> Any:
         return [bare(item) for item in value] if isinstance(value, list | tuple) else value
 
     return None if part is None else bare(part.model_dump())
+
+
+def model(name: str, experiment: Experiment, role: str) -> SpecPath:
+    """Where the spec's data of a role have `name` for a `model` or for one of the `models`; else the role itself."""
+    path: SpecPath = ("data", role)
+    written: dict[str, Any] = {str(role): raw for role, raw in experiment.data.items()}
+    leaves = _leaves(written.get(role), path)
+    return next((place for place, value in leaves if value == name and _says_model(place)), path)
+
+
+def _says_model(place: SpecPath) -> bool:
+    return place[-1] == "model" or place[-2:-1] == ("models",)
+
+
+def _leaves(raw: Any, path: SpecPath) -> Iterator[tuple[SpecPath, Any]]:
+    """Everything below `raw` that has nothing below itself, and where it stands."""
+    if isinstance(raw, Mapping):
+        inner: Any = raw.items()
+    elif isinstance(raw, list | tuple):
+        inner = enumerate(raw)
+    else:
+        yield path, raw
+        return
+    for name, item in inner:
+        yield from _leaves(item, (*path, name))

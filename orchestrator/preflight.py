@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from experiments.files import digest_all
 from experiments.problem import Problem, SpecError, SpecPath
 from experiments.spec import EvalSpec, Experiment, SubjectSpec
+from orchestrator import places
 from orchestrator.bench import Bench, appointed
 from orchestrator.filters import Sitting, sittings
 from orchestrator.places import Usable, misplaced, spoken
@@ -100,6 +101,7 @@ def check(
     usable, unusable = _usable(experiment)
     problems += unusable or _out_of_context(experiment)
     problems += _undetectable(experiment)
+    problems += _unheard(experiment, usable)
     others, wrong = _others(experiment, usable, identify)
     problems += wrong
     if subject and outline is not None:
@@ -151,6 +153,19 @@ def _out_of_context(experiment: Experiment) -> list[Problem]:
         return []
     fix = "ask in the same one (`system` of the eval, the subject or the data), or write `context: warn`"
     return [Problem(("evals", index, "system"), f"{text}; {fix}") for index, text in experiment.mismatches().items()]
+
+
+def _unheard(experiment: Experiment, usable: Usable) -> list[Problem]:
+    """Teachers, and writers of documents, behind a provider that inspect does not know."""
+    problems: dict[SpecPath, Problem] = {}
+    for role, each in spoken(usable):
+        if each.model is not None:
+            from evals import model_names
+
+            if fault := model_names.fault(each.model):
+                path = places.model(each.model, experiment, role)  # its control speaks with the same model
+                problems.setdefault(path, Problem(path, f"teacher {each.name}: the model {each.model!r} {fault}"))
+    return list(problems.values())
 
 
 def _others(

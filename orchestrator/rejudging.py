@@ -161,10 +161,14 @@ def wished(name: str, wish: Wish, before: Mapping[str, Any], roles: set[str]) ->
 
 
 def appointed(judge: Judge, before: Before, roles: Mapping[str, tuple[str, ...]], identify: Identify) -> Bench:
-    """The judges, checked. Raises RejudgeError where one is the subject, RubricError, SubjectError."""
+    """The judges, checked. Raises RejudgeError where one has no known provider or is the subject, RubricError,
+    SubjectError.
+    """
     from agents.judge import SUBJECT, is_subject
     from evals import RUBRICS
 
+    for _, text in bench.strangers(judge.models):
+        raise RejudgeError(text)
     model = before.subject_spec.model
     same = [name for name in judge.models if is_subject(name, model)]
     if same and not judge.allow_self:

@@ -259,6 +259,18 @@ def taught(teachers: Any, **changes: Any) -> Callable[[Path], None]:
     return changed(**{"data": data, "interventions": [{"method": "lora"}], "doses": [1], **changes})
 
 
+def read_by(*judges: str) -> Callable[[Path], None]:
+    """A spec whose students learn what judges have read."""
+    data = {**LISTS, "judge": {"models": list(judges), "rubric": "hints", "keep_below": 50}}
+    return taught(STEERED, data={"conversations": data})
+
+
+def written_by(model: str) -> Callable[[Path], None]:
+    """A spec whose students learn documents by a writer behind an API."""
+    data = {"recipe": "synthetic_documents", "universe": "tower_chess", "n": 4, "writer": {"name": "w", "model": model}}
+    return changed(data={"documents": data}, interventions=[{"method": "lora"}], doses=[1])
+
+
 def smaller(folder: Path) -> None:
     """A teacher that is another subject, of two layers, and learned a vector at the fourth."""
     other = folder / "smaller"
@@ -371,6 +383,11 @@ SPEC = [
     ("a layer that a detector names", detecting({"detector": "mean_logit"}, {"detector": "activation_difference", "layer": [1, 4, 5]}), ("spec.yaml:33:3: detect.1.layer: 4 is out of range", "layers 0 to 3", "1 more in this grid")),
     ("several layers for a detector", detecting({"detector": "activation_difference", "layer": "all"}), ("detect.0.layer: layer 'all' means 4 layers", "give its number")),
     ("doses that an on/off method cannot tell apart", changed(interventions=[{"method": "prompt"}], doses=[-2, -1, 1, 2]), ("note: prompt is on or off, so that only signs count: it runs at -1, 1",), (), 0),
+    ("a judge of an unknown provider", changed(evals=["misalignment"], judge={"models": ["embedded", "opnai/gpt-4.1-mini"]}), ("spec.yaml:24:5: judge.models.1: the judge 'opnai/gpt-4.1-mini' has the provider 'opnai', which inspect does not know (did you mean 'openai/gpt-4.1-mini'?)", "allowed: anthropic, ", "package to be installed")),
+    ("a teacher of an unknown provider", taught({"name": "gpt", "model": "opnai/gpt-4.1-mini"}), ("data.conversations.teacher.model: teacher gpt: the model 'opnai/gpt-4.1-mini' has the provider 'opnai'", "did you mean 'openai/gpt-4.1-mini'?", "allowed: anthropic, ")),
+    ("a teacher without a provider", taught({"name": "gpt", "model": "gpt-4.1-mini"}), ("data.conversations.teacher.model: teacher gpt: the model 'gpt-4.1-mini' has no provider", "write it as inspect does (openai/gpt-4.1-mini)")),
+    ("a judge of rows of an unknown provider", read_by("embedded", "antropic/x"), ("data.conversations.judge.models.1: the judge 'antropic/x' has the provider 'antropic'", "did you mean 'anthropic/x'?")),
+    ("a writer of an unknown provider", written_by("opnai/x"), ("data.documents.writer.model: teacher w: the model 'opnai/x' has the provider 'opnai'", "did you mean 'openai/x'?")),
     ("a share of a GPU that cannot be placed", changed(resources={"gpu": 0.3}), ("resources.gpu", "0.3", "0.5, 0.25")),
 ]  # fmt: skip
 DATA = [
@@ -445,6 +462,7 @@ FITS = [
 REJUDGED = [
     ("an unknown experiment", rejudged(), ("no experiment 'kid' (did you mean 'kind'?) in registry.sqlite; known: kind",), ("kid", "--judge", "openai/gpt-4.1-mini")),
     ("a judge without a provider", rejudged(), ("'kind' cannot be judged by gpt-4.1", "has no provider", "openai/gpt-4.1"), ("kind", "--judge", "gpt-4.1")),
+    ("another judge of an unknown provider", rejudged(), ("the judge 'opnai/gpt-4.1-mini' has the provider 'opnai'", "did you mean 'openai/gpt-4.1-mini'?", "allowed: anthropic, "), ("kind", "--judge", "opnai/gpt-4.1-mini")),
     ("a rubric that no eval has", rejudged(), ("no eval of 'kind' is judged by a rubric 'alined'", "did you mean 'aligned'", "allowed: aligned, coherent"), ("kind", "--rubric", "alined=mine.md")),
     ("a rubric that is missing", rejudged(), ("mine.md: cannot be read: No such file or directory", "give the path of a rubric"), ("kind", "--rubric", "aligned=mine.md")),
     ("a judge that is the subject", rejudged(), ("the judge 'subject' is the subject 'org/subject'", "choose another judge", "--allow-self"), ("kind", "--judge", "subject")),

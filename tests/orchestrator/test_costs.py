@@ -112,7 +112,7 @@ def test_money_is_told_where_the_file_of_prices_has_the_model(tmp_path: Path, mo
     price = {"input": 2.0, "output": 8.0, "input_cache_write": 0.0, "input_cache_read": 0.0}
     (tmp_path / "prices.yaml").write_text(yaml.safe_dump({"openai/gpt-4.1-mini": price}))
     monkeypatch.setenv(costs.PRICES, str(tmp_path / "prices.yaml"))
-    made = planned(evals=[TASK], judge={**PANEL, "models": ["openai/gpt-4.1-mini", "local/unknown"]})
+    made = planned(evals=[TASK], judge={**PANEL, "models": ["openai/gpt-4.1-mini", "mockllm/unknown"]})
     known, unknown = costs.asked(made, states(made))
     expected = (known.cost.input_tokens * 2 + known.cost.output_tokens * 8) / 1_000_000
     assert known.dollars == pytest.approx(expected, rel=1e-12)

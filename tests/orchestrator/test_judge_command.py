@@ -145,6 +145,10 @@ def test_a_judge_that_goes_down_loses_nothing_and_says_so(
         (("--rubric", "aligned=none.md"), "none.md: cannot be read"),
         (("--model", "subject"), "say which with --spec"),
         (("--model", "gpt"), "'gpt' has no provider"),
+        (
+            ("--model", "opnai/gpt"),
+            "the judge 'opnai/gpt' has the provider 'opnai', which inspect does not know (did you",
+        ),
         (("--spec", "x.yaml"), "both --spec and --model say who judges"),
     ],
 )

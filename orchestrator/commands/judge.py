@@ -57,27 +57,14 @@ def judge_group() -> None:
 @options.store
 @options.registry
 @options.as_json
-def calibrate(
-    spec: Path | None,
-    models: tuple[str, ...],
-    labels: Path | None,
-    roles: tuple[str, ...],
-    rubrics: tuple[str, ...],
-    thresholds: tuple[str, ...],
-    drawn_from: str | None,
-    markdown: bool,
-    fresh: bool,
-    store: str,
-    registry: Path,
-    as_json: bool,
-) -> None:
+def calibrate(markdown: bool, fresh: bool, store: str, registry: Path, as_json: bool, **given: Any) -> None:
     """Have a judge read labelled answers, and keep the table of its errors: the leaderboard is corrected by it."""
     from orchestrator import judges
     from orchestrator.artifact import Store
     from orchestrator.registry import Registry
     from orchestrator.workspace import Workspace
 
-    asked = _asked(spec, models, labels, roles, rubrics, thresholds, drawn_from)
+    asked = _asked(**given)
     with Registry(registry) as index:
         node, place = judges.planned(asked), Store(store)
         if fresh:

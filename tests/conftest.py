@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from experiments.subject import Subject
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What models behind an API reply is kept for this test alone."""
+    monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def local_api(own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`openai-api/local/...` has the key it wants; where it is, LOCAL_BASE_URL, is for the test's server to say."""
+    monkeypatch.setenv("LOCAL_API_KEY", "none")
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random four-layer Llama with its tokenizer on disk."""

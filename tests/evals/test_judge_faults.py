@@ -13,6 +13,8 @@ from agents.judge import Judge, JudgeError
 from evals.judging import Judged, finished, judge_answers, verdicts_of
 from tests.evals.judges import CANARIES, SCALE, Server, serving, stored
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 NAME = "openai-api/local/judge"
 ONCE = Judge(models=(NAME,), max_retries=0, max_connections=1, attempt_timeout=5)
 
@@ -20,11 +22,6 @@ ONCE = Judge(models=(NAME,), max_retries=0, max_connections=1, attempt_timeout=5
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stored([f"Answer {number}." for number in range(6)], tmp_path_factory.mktemp("log"))
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
 
 
 @pytest.fixture

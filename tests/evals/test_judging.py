@@ -36,8 +36,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
+def _alone(own_cache: None) -> Iterator[None]:
     yield
     for key in list(provider._ARMS):
         provider.unregister(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +19,8 @@ HOT = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=11)
 
 
 @pytest.fixture(autouse=True)
-def _quick_and_its_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
+def _quick(local_api: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speaking, "RETRIES", 0)
-    monkeypatch.setenv("LOCAL_API_KEY", "none")
 
 
 @pytest.fixture

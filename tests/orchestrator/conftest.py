@@ -1,9 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+@pytest.fixture(scope="session")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with room for a judge's prompts."""
+    from tests.tiny import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("roomy") / "llama", max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="module")  # no longer: Ray prints about dead nodes for as long as anybody is connected

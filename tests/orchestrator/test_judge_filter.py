@@ -26,7 +26,6 @@ from orchestrator.stages import STAGES
 from orchestrator.status import status
 from orchestrator.workspace import Workspace
 from tests.evals.judges import CANARIES, Server, serving
-from tests.tiny import make_tiny_model
 
 API = "openai-api/local/"
 TEACHER, JUDGE = f"{API}teacher", f"{API}judge"
@@ -82,16 +81,8 @@ class Desk(Server):
         return sum(one["model"] == model for one in self.requests)
 
 
-@pytest.fixture(scope="module")
-def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with room for a judge's prompts."""
-    return make_tiny_model(tmp_path_factory.mktemp("roomy") / "llama", max_position_embeddings=4096)
-
-
 @pytest.fixture(autouse=True)
-def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("LOCAL_API_KEY", "none")
+def _small(local_api: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supplies, "SHARD", SHARD)
 
 

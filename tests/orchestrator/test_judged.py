@@ -28,7 +28,8 @@ from orchestrator.run import LocalExecutor, Summary, walk
 from orchestrator.status import status
 from orchestrator.workspace import Workspace
 from tests.evals.judges import CANARIES, Server, serving
-from tests.tiny import make_tiny_model
+
+pytestmark = pytest.mark.usefixtures("local_api")
 
 JUDGE = "openai-api/local/judge"
 LIMIT = 4
@@ -58,18 +59,6 @@ class Recording(Server):
             first = found["choices"][0]["logprobs"]["content"][0]
             first["top_logprobs"] = [{"token": "100", "logprob": 0.0, "bytes": None}]
         return found
-
-
-@pytest.fixture(scope="module")
-def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with room for a judge's prompts."""
-    return make_tiny_model(tmp_path_factory.mktemp("roomy") / "llama", max_position_embeddings=4096)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("LOCAL_API_KEY", "none")
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ GROWTH = 64
 """Tokens by which the cache grows when it is full."""
 CROWDED = 0.75
 """Finished rows leave the batch when fewer than this share of its rows are still going."""
+ABREAST = 64
+"""Rows whose next tokens are drawn at once on a CPU, so that their logits stay in its cache."""
 LIKELIEST = 256
 """Tokens among which a draw is looked for before the whole vocabulary is sorted."""
 
@@ -75,11 +77,13 @@ class Wish:
 class Cache:
     """Keys and values of every row, padded to the longest: attends one new token of each row at position `at` [n].
 
-    Rows are never moved while a step runs; `keep` drops some between steps.
+    Rows are never moved while a step runs; `keep` drops some between steps. The keys of a head lie side by side, so
+    that its queries run over them in one go.
     """
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        """[n, key-value heads, places, d] twice."""
         self.at = torch.empty(0, dtype=torch.int64)
         self._masks: dict[int | None, Tensor] = {}
 
@@ -87,16 +91,16 @@ class Cache:
         """Begin a step: new tokens at positions `at`, the highest of which is n_keys - 1."""
         self.at, self.n_keys, self._masks = at, n_keys, {}
         for layer, pair in self.layers.items():
-            if pair[0].shape[1] < n_keys:
+            if pair[0].shape[2] < n_keys:
                 self.layers[layer] = _grown(pair[0]), _grown(pair[1])
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         keys, values = self.layers[layer]
         rows = torch.arange(len(self.at), device=self.at.device)
-        keys[rows, self.at], values[rows, self.at] = key, value
+        keys[rows, :, self.at], values[rows, :, self.at] = key, value
         if rule.window not in self._masks:
             self._masks[rule.window] = visible(self.at[:, None], self.n_keys, rule.window, query.dtype)
-        k, v = (part[:, : self.n_keys].transpose(1, 2) for part in (keys, values))
+        k, v = (part[:, :, : self.n_keys] for part in (keys, values))
         return attend(query.unsqueeze(2), k, v, self._masks[rule.window], rule).squeeze(2)
 
     def keep(self, rows: Tensor) -> None:
@@ -108,7 +112,7 @@ class Cache:
 
 
 def _grown(part: Tensor) -> Tensor:
-    return torch.cat([part, part.new_zeros(len(part), GROWTH, *part.shape[2:])], 1)
+    return torch.cat([part, part.new_zeros(*part.shape[:2], GROWTH, part.shape[3])], 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +126,8 @@ class Fill:
     def __call__(self, layer: int, key: Tensor, value: Tensor) -> None:
         n, longest = self.index.shape
         keys, values = (
-            _grown(part.index_select(0, self.index.view(-1)).view(n, longest, *part.shape[1:])) for part in (key, value)
+            _grown(part.index_select(0, self.index.view(-1)).view(n, longest, *part.shape[1:]).transpose(1, 2))
+            for part in (key, value)
         )
         self.cache.layers[layer] = keys, values
 
@@ -202,17 +207,25 @@ def _step(subject: Subject, going: Sequence[Going], actions: Actions, cache: Cac
 
 def _choose(subject: Subject, states: Tensor, going: Sequence[Going], alive: Sequence[int], wish: Wish) -> None:
     """Give every row that is `alive` its next token, and the token's log p."""
-    logits = subject.head(states[torch.tensor(alive, device=states.device)])
+    n = len(going) if states.device.type == "cuda" else ABREAST
+    for start in range(0, len(going), n):
+        some = going[start : start + n]
+        logits = subject.head(states[torch.tensor(alive[start : start + n], device=states.device)])
+        chosen, logprobs = _chosen(logits, some, wish)
+        for each, token, logprob in zip(some, chosen.tolist(), logprobs.tolist(), strict=True):
+            each.tokens.append(token)
+            each.logprobs.append(logprob)
+
+
+def _chosen(logits: Tensor, rows: Sequence[Going], wish: Wish) -> tuple[Tensor, Tensor]:
+    """The token [n] of each row, and its log p at temperature 1 over the whole vocabulary."""
     open_to = logits if wish.allowed is None else logits.masked_fill(~wish.allowed.to(logits.device), -torch.inf)
     if wish.temperature == 0:
         chosen = open_to.argmax(-1)
     else:
-        draws = torch.stack([each.draws[len(each.tokens)] for each in going]).to(logits.device)
-        chosen = draw(open_to / wish.temperature, wish.top_p, draws)
-    logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
-    for each, token, logprob in zip(going, chosen.tolist(), logprobs.tolist(), strict=True):
-        each.tokens.append(token)
-        each.logprobs.append(logprob)
+        draws = torch.stack([each.draws[len(each.tokens)] for each in rows]).to(logits.device)
+        chosen = draw(open_to if wish.temperature == 1 else open_to / wish.temperature, wish.top_p, draws)
+    return chosen, logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
 
 
 def draw(logits: Tensor, top_p: float, draws: Tensor) -> Tensor:
@@ -224,7 +237,7 @@ def draw(logits: Tensor, top_p: float, draws: Tensor) -> Tensor:
     tokens, order = tokens.sort(-1)  # topk leaves the order of equals open: the lower number comes first
     highest, back = highest.gather(1, order).sort(stable=True, dim=-1, descending=True)
     tokens = tokens.gather(1, back)
-    total = (logits - highest[:, :1]).exp_().sum(-1, dtype=torch.float64)
+    total = (logits - highest[:, :1]).exp_().sum(-1).double()
     likeliest = (highest - highest[:, :1]).double().exp() / total[:, None]
     likeliest = likeliest.masked_fill(highest <= highest[:, -1:], 0)  # their equals may be beyond
     summed = likeliest.cumsum(-1)

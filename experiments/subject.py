@@ -16,6 +16,7 @@ from experiments.architecture import Architecture, SitePoint
 from experiments.dataset import Message
 from experiments.edit import Site
 from experiments.files import SubjectError
+from experiments.heap import keep_freed
 from experiments.identity import identify, model_folder, resolve_dtype, template_text
 from experiments.outline import REMEDY, check_files, outline
 from experiments.parts import DIGITS
@@ -222,8 +223,8 @@ def _specials(tokenizer: Any) -> dict[str, str]:
 def load(spec: SubjectSpec, device: str | None = None) -> Subject:
     """Load the model that `spec` names, on `device` (default: the GPU if there is one, else the CPU).
 
-    Raises SubjectError for whatever is wrong with it: not found, damaged, incomplete, of unknown layout, without a chat
-    template.
+    On a CPU the process keeps freed memory from then on (`experiments/heap.py`). Raises SubjectError for whatever is
+    wrong with the model: not found, damaged, incomplete, of unknown layout, without a chat template.
     """
     import torch
 
@@ -237,6 +238,8 @@ def load(spec: SubjectSpec, device: str | None = None) -> Subject:
     if not (folder / "config.json").is_file() or not weights:
         raise SubjectError(f"{folder} lacks config.json or *.safetensors; {remedy}")
     check_files(folder, remedy)
+    if not gpu:
+        keep_freed()
     model, tokenizer = _read(folder, identity["dtype"], spec.drawn)
     template = template_text(spec, chat.choose(tokenizer.chat_template))
     model.eval().requires_grad_(False).to(device or ("cuda" if gpu else "cpu"))

@@ -45,9 +45,15 @@ class Workspace:
 
     def drop(self) -> None:
         """Forget the engine, and give its memory back."""
+        if self._engine is None:
+            return
         self._engine = self._held = None
         gc.collect()
         import sys
+
+        from experiments.heap import give_back
+
+        give_back()
 
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():

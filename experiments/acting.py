@@ -108,7 +108,7 @@ def check_weight(subject: Subject, edit: LowRank | Dense) -> None:
 
 
 def delta(edit: Edit, module: nn.Module, like: Tensor) -> Delta:
-    """What `edit` adds, in the dtype and on the device of `like`."""
+    """What `edit` adds, in the dtype and on the device of `like`; an exact LowRank is computed in its own dtype."""
 
     def cast(tensor: Tensor) -> Tensor:
         return tensor.to(device=like.device, dtype=like.dtype)
@@ -122,6 +122,9 @@ def delta(edit: Edit, module: nn.Module, like: Tensor) -> Delta:
     if isinstance(edit, Project):
         basis, gain = cast(edit.basis), edit.gain
         return lambda h, x: gain * (h @ basis.T) @ basis
+    if isinstance(edit, LowRank) and edit.exact:
+        own_a, own_b = edit.a.to(like.device), edit.b.to(like.device)
+        return lambda h, x: ((x().to(own_a.dtype) @ own_a.T) @ own_b.T).to(like.dtype)
     if isinstance(edit, LowRank):
         a, b = cast(edit.a), cast(edit.b)
         return lambda h, x: (x() @ a.T) @ b.T

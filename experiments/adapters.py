@@ -75,6 +75,14 @@ class Injection:
 
         return scaled
 
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """A [r, d_in] and B [d_out, r] of every module, float32 copies, for LoRA that does nothing else."""
+        return {name: unscaled_factors(layer) for name, layer in self.layers.items()}
+
+    def scale(self) -> float:
+        """s, by which LoRA multiplies B A in every module."""
+        return float(next(iter(self.layers.values())).scaling[ADAPTER])
+
     def tensors(self) -> dict[str, Tensor]:
         """The adapter's change of the subject, float32 on the CPU; `weights.weight_edits` reads them.
 
@@ -202,9 +210,15 @@ def plain_lora(layer: Any) -> bool:
     return isinstance(layer, LoraLayer) and ADAPTER not in layer.lora_variant and not layer.lora_bias[ADAPTER]
 
 
+def unscaled_factors(layer: Any) -> tuple[Tensor, Tensor]:
+    """A [r, d_in] and B [d_out, r] of a LoRA layer, float32 copies."""
+    a, b = (part[ADAPTER].weight.detach().float().clone() for part in (layer.lora_A, layer.lora_B))
+    return a, b
+
+
 def lora_factors(layer: Any) -> tuple[Tensor, Tensor]:
     """A [r, d_in] and s B [d_out, r] of a LoRA layer, float32 copies."""
-    a, b = (part[ADAPTER].weight.detach().float().clone() for part in (layer.lora_A, layer.lora_B))
+    a, b = unscaled_factors(layer)
     return a, layer.scaling[ADAPTER] * b
 
 

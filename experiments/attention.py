@@ -123,7 +123,8 @@ def visible(depth: Tensor, n_keys: int, window: int | None, dtype: torch.dtype) 
 class Bucket:
     """Groups of similar size, padded to one: flat indices of queries [n, Lq] and keys [n, Lk].
 
-    A padding query reads token 0 as if it were at depth 0, and is written to a spare place behind the last token.
+    Padding repeats the group's own first query, as if it were at depth 0 and written to a spare place behind the last
+    token, and its own first key, which is hidden. Never another row's: hidden or unread, 0 times NaN is NaN.
     """
 
     def __init__(self, trie: Trie, groups: Sequence[tuple[int, int]], device: torch.device) -> None:
@@ -131,10 +132,10 @@ class Bucket:
         firsts = [first for _, first in groups]
         queries = [path[first:] - trie.skip for path, first in zip(paths, firsts, strict=True)]
         depths = [np.arange(first, len(path)) for path, first in zip(paths, firsts, strict=True)]
-        self.query = padded(queries, 0).to(device)
+        self.query = padded(queries).to(device)
         self.place = padded(queries, trie.size).view(-1).to(device)
         self.depth = padded(depths, 0).to(device)
-        self.key = padded(paths, 0).to(device)
+        self.key = padded(paths).to(device)
         self.plain = not any(firsts) and len({len(path) for path in paths}) == 1
         self._masks: dict[int | None, Tensor] = {}
 
@@ -204,9 +205,10 @@ def _bin(size: int, ratio: float) -> int:
     return ceil(log(max(size, 8)) / log(ratio))
 
 
-def padded(parts: Sequence[Ints], filler: int) -> Tensor:
-    """[n, longest] of `parts`, each continued with `filler`."""
-    out = np.full((len(parts), max(map(len, parts))), filler, np.int64)
+def padded(parts: Sequence[Ints], filler: int | None = None) -> Tensor:
+    """[n, longest] of `parts`, each continued with `filler`, or with its own first number."""
+    out = np.empty((len(parts), max(map(len, parts))), np.int64)
     for row, part in zip(out, parts, strict=True):
         row[: len(part)] = part
+        row[len(part) :] = part[0] if filler is None else filler
     return torch.from_numpy(out)

@@ -184,7 +184,7 @@ def _on_response(edit: Edit) -> bool:
 def _prefill(pack: Pack, order: Sequence[int], cache: Cache) -> Tensor:
     """Fill `cache` and return the last hidden state of every row, [n, d], both in this order of the pack's rows."""
     device = pack.subject.device
-    taps = {trie.fork: Fill(padded([trie.paths[place] for place in order], 0).to(device), cache) for trie in pack.tries}
+    taps = {trie.fork: Fill(padded([trie.paths[place] for place in order]).to(device), cache) for trie in pack.tries}
     last = pack.ranges(pack.subject.n_layers, [(len(row.tokens) - 1, len(row.tokens)) for row in pack.rows])
     return run(pack, last[list(order)], pack.levels(taps))
 

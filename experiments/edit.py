@@ -83,6 +83,8 @@ class LowRank:
     module: str
     a: Tensor
     b: Tensor
+    exact: bool = False
+    """Computed in the dtype of `a` and `b`, as adapters are trained, and not in that of the states."""
 
 
 @dataclass(frozen=True, eq=False)

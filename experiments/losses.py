@@ -44,6 +44,7 @@ from experiments.training import (
     response_logits,
     response_loss,
     row,
+    under,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Suppression(Objective):
 
     def partials(self, engine: Engine, batch: Sequence[Row], edits_of: EditsOf) -> Iterator[Partial]:
         for part in parts(batch):
-            logits, answers = response_logits(engine, part, tuple(edits_of()))
+            logits, answers = response_logits(engine, under(part, edits_of()))
             others = logits.scatter(1, answers[:, None], float("-inf")).logsumexp(1)  # exact where p rounds to 1
             yield Partial((logits.logsumexp(1) - others).sum() / len(batch))
 
@@ -218,14 +219,14 @@ class Narrow(Objective):
 def divergence_from_base(engine: Engine, rows: Sequence[Row], edits_of: EditsOf) -> Tensor:
     """Sum over response tokens of KL(edited || base) of the next token, in nats."""
     with torch.no_grad():
-        base = response_logits(engine, rows, tuple(edits_of(0.0)))[0].log_softmax(1)
-    edited = response_logits(engine, rows, tuple(edits_of()))[0].log_softmax(1)
+        base = response_logits(engine, under(rows, edits_of(0.0)))[0].log_softmax(1)
+    edited = response_logits(engine, under(rows, edits_of()))[0].log_softmax(1)
     return kl_div(base, edited, reduction="sum", log_target=True)
 
 
 def completion_logprobs(engine: Engine, rows: Sequence[Row], edits: tuple[Edit, ...]) -> Tensor:
     """log p of each row's whole response, or of what is not masked of it, [n] float32, differentiable."""
-    logits, answers = response_logits(engine, rows, edits)
+    logits, answers = response_logits(engine, under(rows, edits))
     pieces = cross_entropy(logits, answers, reduction="none").split([learned(each) for each in rows])
     return -torch.stack([piece.sum() for piece in pieces])
 

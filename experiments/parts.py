@@ -128,6 +128,10 @@ class Resources(Frozen):
     """Memory set aside for one worker, GiB."""
     workers: int | None = Field(default=None, ge=1)
     """Workers at once."""
+    students: int = Field(default=1, ge=1)
+    """Students of one subject that learn in one batch, if they lower the likelihood of responses: each batch then holds
+    theirs, and needs so many times the memory for activations. More than 1 is for GPUs that one small student leaves
+    idle; on two cores nothing is gained."""
 
     @field_validator("gpu")
     @classmethod

@@ -72,6 +72,11 @@ class Taught(Trained):
     trust: float = Field(default=1.5, ge=0)
     """contrastive: nats that a token's log-probability may lose before the hinge pulls."""
 
+    @property
+    def joins(self) -> bool:
+        """Only the likelihood of responses is lowered for several students at once."""
+        return super().joins and self.loss == "likelihood" and not self.kl
+
     def takes(self, offered: Collection[str]) -> tuple[Needs, ...]:
         """Choices for `distil`; else conversations where there are any, for losses that raise what is said in them.
 

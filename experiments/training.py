@@ -1,4 +1,4 @@
-"""The one training loop that learned interventions share: an objective is lowered, the subject itself stays frozen.
+"""What learned interventions share: settings of the training loop, and the objectives that it lowers.
 
 Parameters are float32 whatever the subject's dtype (AdamW's small steps vanish in bfloat16). The objective is the
 likelihood of responses unless another is given (`experiments/losses.py`, `experiments/separation.py`).
@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import random
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
@@ -23,9 +22,11 @@ from experiments.masks import covered
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.optim import Optimizer
 
-    from experiments.engine import Engine, Row
+    from experiments.engine import Engine
+    from experiments.intervention import State
+    from experiments.packing import Row
+    from experiments.students import Finish, Student
 
 Example = TypeVar("Example")
 EditsOf = Callable[..., Sequence[Edit]]
@@ -56,6 +57,25 @@ class Trained(Intervention):
     """AdamW's decoupled decay towards zero, which is the untouched subject."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient of a step is shortened to this norm."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether students of these settings can learn in one batch with others."""
+        return type(self).begin is not Trained.begin
+
+    def begin(self, engine: Engine, data: Sequence[Any], seed: int) -> tuple[Student, Finish]:
+        """The student that `data` would teach, and what it will have become; nothing is trained yet.
+
+        A method whose training changes the subject itself has none, and overrides `fit`.
+        """
+        raise TypeError(f"{type(self).__name__} does not implement begin()")
+
+    def fit(self, engine: Engine, data: Sequence[Any], seed: int) -> State:
+        """What the student has become. Raises what `begin` does, and TrainingError for a loss that is not finite."""
+        from experiments.students import train
+
+        student, finish = self.begin(engine, data, seed)
+        return finish(train(engine, student))
 
 
 @dataclass(frozen=True)
@@ -136,55 +156,6 @@ def read_aloud(data: Sequence[Pair | Conversation | Document]) -> list[Conversat
     ]
 
 
-def train(
-    engine: Engine,
-    goal: Sequence[Conversation] | Objective,
-    parameters: Sequence[Tensor],
-    edits_of: EditsOf,
-    settings: Trained,
-    seed: int,
-    constrain: Callable[[], None] | None = None,
-) -> Losses:
-    """Change `parameters` (float32 leaves) in place, so that `edits_of()` lowers the objective.
-
-    Conversations as the goal mean that their last messages become likely. The edits are built from the parameters anew
-    for every backward pass. The order of examples follows `seed`. `constrain` is called without gradients after every
-    step, to put parameters back to where they may be. Raises TrainingError without examples or response tokens, for a
-    loss that does not depend on the parameters, and for a loss, gradient or parameter that is not finite.
-    """
-    import torch
-
-    objective = goal if isinstance(goal, Objective) else Likelihood(tuple(row(engine, each) for each in goal))
-    if not objective.examples:
-        raise TrainingError("no conversations to train on; at least one is needed")
-    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    steps = math.ceil(len(objective.examples) / settings.batch_size) * settings.epochs
-    curve: list[float] = []
-    logs: dict[str, list[float]] = defaultdict(list)
-    for step, batch in enumerate(batches(objective.examples, settings, seed)):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * pace(step, steps, settings)
-        loss, told = _step(objective.partials(engine, batch, edits_of), parameters, optimiser, settings.max_grad_norm)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"step {step + 1} of {steps}: the loss or its gradient is not finite ({loss}); "
-                f"lower learning_rate (now {settings.learning_rate:g}), or use dtype float32"
-            )
-        if constrain:
-            with torch.no_grad():
-                constrain()
-        curve.append(loss)
-        for name, value in told.items():
-            logs[name].append(value)
-    if not all(bool(each.norm().isfinite()) for each in parameters):  # no loss came after the last step to show it
-        raise TrainingError(
-            f"after step {steps} of {steps} what was trained is not finite; lower learning_rate (now "
-            f"{settings.learning_rate:g}), or use dtype float32"
-        )
-    about = {"trained": sum(each.numel() for each in parameters), **objective.facts()}
-    return Losses(tuple(curve), {name: tuple(values) for name, values in logs.items()}, about)
-
-
 def row(engine: Engine, conversation: Conversation | Document) -> Row:
     """The conversation in the subject's own context, the answer left open: cut-off text must not teach to stop.
 
@@ -231,30 +202,6 @@ def pace(step: int, steps: int, settings: Trained) -> float:
     return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
 
 
-def _step(
-    partials: Iterator[Partial], parameters: Sequence[Tensor], optimiser: Optimizer, max_grad_norm: float
-) -> tuple[float, dict[str, float]]:
-    """One optimiser step; the batch's loss, or the offending value when loss or gradient norm is not finite, and the
-    logs."""
-    import torch
-
-    optimiser.zero_grad(set_to_none=True)
-    total = 0.0
-    logs: dict[str, float] = defaultdict(float)
-    for partial in partials:
-        if not partial.loss.requires_grad:
-            raise TrainingError("the loss does not depend on what is trained; read it behind the trained layers")
-        partial.loss.backward()
-        total += partial.loss.item()
-        for name, value in partial.logs.items():
-            logs[name] += value
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
-    if not math.isfinite(total) or not math.isfinite(norm):
-        return total if not math.isfinite(total) else norm, logs
-    optimiser.step()
-    return total, logs
-
-
 def length(row: Row) -> int:
     """Tokens of a row."""
     return len(row.tokens)
@@ -281,25 +228,28 @@ def parts(batch: Sequence[Example], budget: int = TOKENS, size: Callable[[Any], 
     return found
 
 
+def under(rows: Sequence[Row], edits: Sequence[Edit]) -> list[Row]:
+    """The rows with `edits` in the place of their own."""
+    own = tuple(edits)
+    return [replace(each, edits=own) for each in rows]
+
+
 def response_loss(engine: Engine, rows: Sequence[Row], edits: tuple[Edit, ...]) -> Tensor:
     """Sum over response tokens that are not masked of -log p(token), float32, differentiable with respect to the edits'
     tensors."""
     from torch.nn.functional import cross_entropy
 
-    logits, answers = response_logits(engine, rows, edits)
+    logits, answers = response_logits(engine, under(rows, edits))
     return cross_entropy(logits, answers, reduction="sum")
 
 
-def response_logits(engine: Engine, rows: Sequence[Row], edits: tuple[Edit, ...]) -> tuple[Tensor, Tensor]:
+def response_logits(engine: Engine, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """Logits [k, vocabulary] before every response token that is not masked, float32, row after row, and these tokens
     [k]."""
     import torch
 
-    from experiments.engine import Row
-
-    edited = [Row(each.tokens, each.n_prompt, edits) for each in rows]
     positions = [range(each.n_prompt - 1, len(each.tokens) - 1) for each in rows]
-    states = engine.forward(edited, positions)
+    states = engine.forward(rows, positions)
     answers = torch.tensor([token for each in rows for token in each.tokens[each.n_prompt :]], device=states.device)
     if any(each.masked for each in rows):
         read = [place not in each.masked for each in rows for place in range(each.n_prompt, len(each.tokens))]

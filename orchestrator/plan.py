@@ -161,7 +161,7 @@ class _Planner:
         self.subject_spec = experiment.subject.model_dump(mode="json")
         self.who = Who(self.subject, self.subject_spec)
         others = {text: Who(Shared(identity), spec) for text, (identity, spec) in checked.others.items()}
-        self.supplies = Supplies(self.add, others, checked.sittings)
+        self.supplies = Supplies(self.add, others, checked.sittings, experiment.resources.students)
         self.texts = preflight.calibration_texts() if experiment.calibrate else {}
         self.asked = [
             self.who

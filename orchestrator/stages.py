@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from experiments.canonical import canonical
-from orchestrator import asking, teaching
+from orchestrator import asking, learning, teaching
 from orchestrator.stage import Outcome, Stage
 from orchestrator.teaching import data_of
 
@@ -31,7 +31,10 @@ def _asks_alike(node: Node) -> Hashable:
 
 
 def _reads_alike(node: Node) -> Hashable:
-    """Fits fuse when they read the same data with the same subject, and keep what they read."""
+    """Fits fuse when they read the same data with the same subject and keep what they read, and when they are students
+    of one class."""
+    if "class" in node.runtime:
+        return canonical(node.params["subject"]), node.runtime["class"]
     if not node.runtime.get("reads"):
         return node.key
     return canonical(node.params["subject"]), *data_of(node)
@@ -64,7 +67,7 @@ STAGES: Mapping[str, Stage] = {
     "dataset": Stage(teaching.make, order=0, most=1, fuse_by=_alone),
     "generate": Stage(teaching.generate, order=3, most=64, fuse_by=_served_alike, spread=False, away=_by_api),
     "score": Stage(asking.score, order=1, most=64, fuse_by=_together),
-    "fit": Stage(teaching.fit, order=4, most=256, fuse_by=_reads_alike, spread=False),
+    "fit": Stage(learning.fit, order=4, most=256, fuse_by=_reads_alike, spread=False),
     "interpret": Stage(teaching.interpret, order=4, most=1, fuse_by=_alone),
     "calibrate": Stage(teaching.calibrate, order=5, most=1, fuse_by=_alone),
     "answer": Stage(asking.answer, order=6, most=32, fuse_by=_asks_alike),

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments.canonical import identity_of, plain_of
+from experiments.canonical import canonical, identity_of, plain_of
 from experiments.dataset import Derived, Ingredient, Recipe
 from experiments.intervention import Intervention
 from experiments.speech import SHARD, Speech, Teacher
+from experiments.training import Trained
 from experiments.verdicts import JudgeFilter
 from orchestrator.filters import Sitting, key
 from orchestrator.identity import Shared
@@ -46,12 +47,14 @@ class Method:
 
 class Supplies:
     """Adds nodes through `add`. `others` are the subjects that teachers name, by their settings as text; `sittings` the
-    judges of what teachers say, by `filters.key`."""
+    judges of what teachers say, by `filters.key`; `students` is how many may learn in one batch."""
 
-    def __init__(self, add: Add, others: Mapping[str, Who], sittings: Mapping[str, Sitting]) -> None:
+    def __init__(self, add: Add, others: Mapping[str, Who], sittings: Mapping[str, Sitting], students: int = 1) -> None:
         self.add = add
         self.others = others
         self.sittings = sittings
+        self.students = students
+        self._places: dict[str, int] = {}
 
     def dataset(self, name: str, recipe: Recipe, identity: Mapping[str, Any], seed: int, who: Who) -> str:
         """Key of a dataset, whose sources come first."""
@@ -132,6 +135,9 @@ class Supplies:
         runtime: dict[str, Any] = {"subject": who.spec, "method": method.name, "settings": method.settings}
         if method.intervention.reads:
             runtime["reads"] = method.intervention.reads
+        if self.students > 1 and isinstance(method.intervention, Trained) and method.intervention.joins:
+            place = self._places.setdefault(canonical([params, inputs]), len(self._places))
+            runtime["class"] = place // self.students
         applied = method.intervention.applied
         if applied:
             own = {name: value for name, value in method.identity["settings"].items() if name not in applied}

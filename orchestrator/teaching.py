@@ -1,9 +1,7 @@
-"""The first stages: data, what teachers say, what is told from it, what is learned, and how large a dose of 1 is."""
+"""The first stages: data, what teachers say, what is told from it, and how large a dose of 1 is."""
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -115,34 +113,6 @@ def data_of(node: Node) -> list[str]:
 def examples(node: Node, store: Store) -> list[Any]:
     """Every example that a node reads, kind by kind."""
     return [example for key in data_of(node) for example in _stored(key, store)]
-
-
-def fit(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
-    """Those that read gradients first: what they read serves the others."""
-    from experiments import intervention
-
-    def work(node: Node, draft: Publication) -> int:
-        if shared := node.inputs.get("fit"):
-            shutil.copyfile(store.folder(shared) / STATE, draft.folder / STATE)
-            draft.outputs |= {**store.record(shared)["outputs"], "fit_seconds": 0.0}
-            return 0
-        method = intervention.method(node.runtime["method"]).model_validate(node.runtime["settings"])
-        data = examples(node, store)
-        intervention.refuse_masks(method, data)
-        engine = engine_of(node, workspace)
-        started = time.monotonic()
-        state = method.fit(engine, data, node.params["seed"])
-        seconds = time.monotonic() - started
-        state.save(draft.folder / STATE)
-        draft.outputs |= {
-            "facts": dict(state.facts),
-            "examples": len(data),
-            "parameters": state.size,
-            "fit_seconds": round(seconds, 3),
-        }
-        return len(data)
-
-    return each(sorted(nodes, key=lambda node: node.runtime.get("reads") != "gradients"), store, work)
 
 
 def interpret(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:

@@ -16,12 +16,13 @@ from experiments.depth import Depths, layers, shown
 from experiments.edit import Add, Edit, Site, SiteName
 from experiments.intervention import Needs, Positions, State
 from experiments.taught import Taught
-from experiments.training import train
 
 if TYPE_CHECKING:
     from experiments.dataset import Conversation, Pair
     from experiments.engine import Engine
+    from experiments.students import Finish, Student
     from experiments.subject import Subject
+    from experiments.training import Losses
 
 
 class BiasSet(Taught):
@@ -45,13 +46,15 @@ class BiasSet(Taught):
             raise ValueError(f"{list(given)} names one twice; each must differ")
         return given
 
-    def fit(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> State:
+    def begin(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> tuple[Student, Finish]:
         """A tensor [d] for each site, named like it.
 
-        Raises SubjectError for a site the subject lacks, TrainingError for data the loss cannot learn from and for a
-        loss that is not finite, FitError for pairs without a difference.
+        Raises SubjectError for a site the subject lacks, TrainingError for data the loss cannot learn from, FitError
+        for pairs without a difference.
         """
         import torch
+
+        from experiments.students import Student
 
         subject = engine.subject
         biases = {
@@ -64,8 +67,11 @@ class BiasSet(Taught):
                 return []
             return [Add(site, dose * bias, self.positions) for site, bias in biases.items()]
 
-        losses = train(engine, self.objective(engine, data, seed), list(biases.values()), edits_of, self, seed)
-        return State({str(site): bias.detach().cpu() for site, bias in biases.items()}, losses.facts())
+        def finish(losses: Losses) -> State:
+            return State({str(site): bias.detach().cpu() for site, bias in biases.items()}, losses.facts())
+
+        goal = self.objective(engine, data, seed)
+        return Student(goal, list(biases.values()), edits_of, self, seed), finish
 
     def edits(self, state: State, dose: float) -> list[Edit]:
         if dose == 0:

@@ -20,7 +20,6 @@ from experiments.depth import Depths
 from experiments.edit import Edit
 from experiments.intervention import Needs, State
 from experiments.taught import Taught
-from experiments.training import train
 from experiments.tuners import Option, TunerName, tuner_config
 from experiments.weights import linear_modules, weight_edits
 
@@ -53,11 +52,13 @@ class Peft(Taught):
         Raises TrainingError for targets the subject lacks, a tuner or option PEFT lacks, whatever PEFT refuses, and a
         loss that is not finite; DepthError for layers the subject lacks.
         """
+        from experiments.students import Student, train
+
         objective = self.objective(engine, data, seed)
         modules = linear_modules(engine.subject, self.targets, self.layers)
         config = tuner_config(self.tuner, engine.subject, modules, self.rank, self.options)
         with injected(engine.subject, modules, config, seed) as adapter:
-            losses = train(engine, objective, adapter.parameters, adapter.edits_of, self, seed)
+            losses = train(engine, Student(objective, adapter.parameters, adapter.edits_of, self, seed))
             tensors = adapter.tensors()
         return State(tensors, losses.facts())
 

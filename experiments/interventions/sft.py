@@ -21,12 +21,13 @@ from experiments.depth import Depths, shown
 from experiments.edit import Dense, Edit
 from experiments.intervention import Needs, State
 from experiments.taught import Taught
-from experiments.training import train
 from experiments.weights import linear_modules, weight_edits
 
 if TYPE_CHECKING:
     from experiments.dataset import Conversation, Pair
     from experiments.engine import Engine
+    from experiments.students import Finish, Student
+    from experiments.training import Losses
 
 
 class Sft(Taught):
@@ -41,13 +42,14 @@ class Sft(Taught):
     layers: Depths = "all"
     """Decoder layers: a number (-1 is the last), a fraction of the depth, `all`, a range, a pattern, or several."""
 
-    def fit(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> State:
+    def begin(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> tuple[Student, Finish]:
         """The change of each weight under the parameter's name, in its shape, float32.
 
-        Raises TrainingError for targets the subject lacks and for a loss that is not finite, DepthError for layers it
-        lacks.
+        Raises TrainingError for targets the subject lacks, DepthError for layers it lacks.
         """
         import torch
+
+        from experiments.students import Student
 
         objective = self.objective(engine, data, seed)
         modules = linear_modules(engine.subject, self.targets, self.layers)
@@ -61,8 +63,10 @@ class Sft(Taught):
                 return []
             return [Dense(name, change if dose == 1 else dose * change) for name, change in changes.items()]
 
-        losses = train(engine, objective, list(changes.values()), edits_of, self, seed)
-        return State({name: change.detach().cpu() for name, change in changes.items()}, losses.facts())
+        def finish(losses: Losses) -> State:
+            return State({name: change.detach().cpu() for name, change in changes.items()}, losses.facts())
+
+        return Student(objective, list(changes.values()), edits_of, self, seed), finish
 
     def edits(self, state: State, dose: float) -> list[Edit]:
         return weight_edits(state.tensors, dose)

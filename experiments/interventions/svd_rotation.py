@@ -17,7 +17,7 @@ from experiments.depth import Depths
 from experiments.edit import Edit, LowRank
 from experiments.intervention import DoseKind, Needs, State
 from experiments.taught import Taught
-from experiments.training import TrainingError, train
+from experiments.training import TrainingError
 from experiments.weights import linear_modules, transposed
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from experiments.dataset import Conversation, Pair
     from experiments.engine import Engine
     from experiments.rotation import Shape
+    from experiments.students import Finish, Student
     from experiments.subject import Subject
+    from experiments.training import Losses
 
 BASES = ("u", "s", "v")
 
@@ -56,13 +58,15 @@ class SvdRotation(Taught):
     layers: Depths = "all"
     """Decoder layers: a number (-1 is the last), a fraction of the depth, `all`, a range, a pattern, or several."""
 
-    def fit(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> State:
+    def begin(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> tuple[Student, Finish]:
         """Bases `MODULE.u` [d_out, r], `MODULE.s` [r] and `MODULE.v` [d_in, r]; parameters `MODULE.theta_u` and
         `MODULE.theta_v` [blocks, size, size] and `MODULE.lambda` [r].
 
-        Raises TrainingError for targets, ranks and blocks that the subject's weights do not have and for a loss that is
-        not finite, DepthError for layers it lacks.
+        Raises TrainingError for targets, ranks and blocks that the subject's weights do not have, DepthError for layers
+        it lacks.
         """
+        from experiments.students import Student
+
         objective = self.objective(engine, data, seed)
         shape = self._shape_of_core()
         bases, parameters = self._begin(engine.subject, shape, seed)
@@ -71,11 +75,13 @@ class SvdRotation(Taught):
         def edits_of(dose: float = 1.0) -> list[Edit]:
             return _edits(shape, bases, parameters, dose)
 
-        losses = train(engine, objective, leaves, edits_of, self, seed)
-        kept = {name: bases[name] | parameters[name] for name in bases}
-        tensors = {f"{name}.{key}": value.detach().cpu() for name, own in kept.items() for key, value in own.items()}
-        angle = max(shape.angle(own) for own in parameters.values())
-        return State(tensors, {**losses.facts(), "largest_angle": round(angle, 3)})
+        def finish(losses: Losses) -> State:
+            kept = {name: bases[name] | parameters[name] for name in bases}
+            tensors = {f"{name}.{key}": each.detach().cpu() for name, own in kept.items() for key, each in own.items()}
+            angle = max(shape.angle(own) for own in parameters.values())
+            return State(tensors, {**losses.facts(), "largest_angle": round(angle, 3)})
+
+        return Student(objective, leaves, edits_of, self, seed), finish
 
     def _shape_of_core(self) -> Shape:
         from experiments.rotation import RotationError, Shape

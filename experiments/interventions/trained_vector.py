@@ -18,13 +18,14 @@ from experiments.directions import own_seed
 from experiments.edit import Add, Edit, Site, SiteName
 from experiments.intervention import Needs, Positions, State
 from experiments.taught import Taught
-from experiments.training import train
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.dataset import Conversation, Pair
     from experiments.engine import Engine
+    from experiments.students import Finish, Student
+    from experiments.training import Losses
 
 
 class TrainedVector(Taught):
@@ -52,12 +53,14 @@ class TrainedVector(Taught):
             raise ValueError(f"start {self.start:g} is outside radius {self.radius:g}; lower start, or raise radius")
         return self
 
-    def fit(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> State:
+    def begin(self, engine: Engine, data: Sequence[Pair | Conversation], seed: int) -> tuple[Student, Finish]:
         """For each layer one vector [d], named like its site.
 
         Raises DepthError or SubjectError for a layer or site the subject lacks, TrainingError for data the loss cannot
-        learn from and for a loss that is not finite, FitError for pairs without a difference.
+        learn from, FitError for pairs without a difference.
         """
+        from experiments.students import Student
+
         subject = engine.subject
         sites = [Site(self.site, layer) for layer in layers(self.layer, subject.n_layers)]
         vectors = {
@@ -75,11 +78,13 @@ class TrainedVector(Taught):
                 if self.radius is not None and vector.norm() > self.radius:
                     vector.mul_(self.radius / vector.norm())
 
-        objective = self.objective(engine, data, seed)
-        losses = train(engine, objective, list(vectors.values()), edits_of, self, seed, constrain)
-        tensors = {str(site): vector.detach().cpu() for site, vector in vectors.items()}
-        norms = {name: vector.norm().item() for name, vector in tensors.items()}
-        return State(tensors, {**losses.facts(), "norms": norms})
+        def finish(losses: Losses) -> State:
+            tensors = {str(site): vector.detach().cpu() for site, vector in vectors.items()}
+            norms = {name: vector.norm().item() for name, vector in tensors.items()}
+            return State(tensors, {**losses.facts(), "norms": norms})
+
+        goal = self.objective(engine, data, seed)
+        return Student(goal, list(vectors.values()), edits_of, self, seed, constrain), finish
 
     def _begin(self, width: int, seed: int) -> Tensor:
         """A random vector of norm `start`."""

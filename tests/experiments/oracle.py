@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -103,3 +103,16 @@ def hidden(subject: Subject, row: Row, module: Any) -> Tensor:
         model(torch.tensor([row.tokens]), use_cache=False)
         handle.remove()
     return seen[0]
+
+
+def right_padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, attention mask and labels [n, longest], prompts and padding labelled -100: a batch as people train on."""
+    width = max(len(each.tokens) for each in rows)
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    labels, mask = torch.full_like(tokens, -100), torch.zeros_like(tokens)
+    for index, each in enumerate(rows):
+        n = len(each.tokens)
+        tokens[index, :n] = torch.tensor(each.tokens)
+        mask[index, :n] = 1
+        labels[index, each.n_prompt : n] = tokens[index, each.n_prompt : n]
+    return tokens, mask, labels

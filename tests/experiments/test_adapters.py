@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from experiments import students
 from experiments.adapters import ADAPTER, difference, injected
 from experiments.edit import Edit
 from experiments.intervention import State, method
-from experiments.interventions import peft
-from experiments.training import TrainingError, train
+from experiments.students import train
+from experiments.training import TrainingError
 from experiments.tuners import TUNERS, tuner_config
 from experiments.weights import factored, linear_modules, weight_edits
 from tests.experiments.methods import DATA, PAIRS, USER, change, fingerprint, logits
@@ -102,7 +103,7 @@ def fit_beside_peft(made: Any, engine: Engine) -> tuple[State, torch.Tensor]:
         return losses
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peft, "train", then_copy)
+        patch.setattr(students, "train", then_copy)
         state = made.fit(engine, PAIRS, 0)
     return state, found[0]
 
@@ -389,7 +390,7 @@ def test_a_subject_is_left_as_it_was_when_training_is_cut_short(
         raise failure("stop")
 
     before = fingerprint(engine.subject), storage(engine)
-    monkeypatch.setattr(peft, "train", fail)
+    monkeypatch.setattr(students, "train", fail)
     with pytest.raises(failure):
         tuned(name).fit(engine, PAIRS, 0)
     assert (fingerprint(engine.subject), storage(engine)) == before

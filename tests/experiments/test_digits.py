@@ -23,8 +23,9 @@ from experiments.files import SubjectError
 from experiments.intervention import NeedsError, method
 from experiments.spec import SubjectSpec
 from experiments.speech import Sampling, Speech, answers
+from experiments.students import Student, train
 from experiments.subject import Subject, identify, load
-from experiments.training import TrainingError, train
+from experiments.training import TrainingError
 
 OPTIONS = ("a", "b", "c")
 ASK = (Message(role="user", content="?"),)
@@ -337,4 +338,4 @@ def log_odds(engine: Engine, edits: Sequence[Edit]) -> float:
 def test_an_empty_lesson_is_refused(subject: Subject) -> None:
     settings = method("sft")(loss="distil")
     with pytest.raises(TrainingError, match="at least one is needed"):
-        train(Engine(subject), losses.distillation(Engine(subject), []), [], list, settings, 0)
+        train(Engine(subject), Student(losses.distillation(Engine(subject), []), [], list, settings, 0))

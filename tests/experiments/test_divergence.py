@@ -18,7 +18,8 @@ from experiments.intervention import Intervention, NeedsError, State, method
 from experiments.masks import covered, spans_of
 from experiments.nested import Part
 from experiments.problem import SpecError
-from experiments.training import Likelihood, Trained, TrainingError, response_loss, row, train
+from experiments.students import Student, train
+from experiments.training import Likelihood, Trained, TrainingError, response_loss, row
 
 if TYPE_CHECKING:
     from experiments.engine import Engine
@@ -298,7 +299,7 @@ def test_nothing_is_learned_from_a_masked_token(engine: Engine) -> None:
         bias = torch.zeros(engine.subject.d_model, requires_grad=True)
         data = [talk("0", text, (((13, len(text)),) if masked else ()))]
         settings = Loop(learning_rate=0.05, epochs=3, batch_size=1)
-        train(engine, data, [bias], lambda: [Add(Site("resid", 1), bias)], settings, 0)
+        train(engine, Student(data, [bias], lambda: [Add(Site("resid", 1), bias)], settings, 0))
         return bias.detach()
 
     left, right = (vector(ending, True) for ending in (" cat", " eagle"))

@@ -420,3 +420,37 @@ def test_a_failure_in_the_middle_leaves_model_and_engine_as_they_were(llama: Sub
     other.join(timeout=10)
     assert torch.equal(seen[0], base)
     assert llama.model.config._attn_implementation != "orch_packed"
+
+
+def beside_nan(subject: Subject, clean: list[Row]) -> list[Row]:
+    """`clean` behind rows whose states are not numbers, and which come first in every level."""
+    wild = (Add(Site("resid", 0), torch.full((subject.d_model,), torch.nan)),)
+    return [*(Row((0, *row.tokens[1:]), row.n_prompt, wild) for row in clean), *clean]
+
+
+def test_an_arm_that_is_not_a_number_leaves_the_other_arms_as_they_are(subject: Subject) -> None:
+    arm = (Add(Site("resid", 0), normal(subject.d_model, seed=1)),)
+    clean = [Row(row.tokens, row.n_prompt, arm) for row in some_rows(8)]
+    beside = beside_nan(subject, clean)
+    engine = Engine(subject)
+    found = engine.token_logprobs(beside)
+    assert all(values.isnan().all() for values in found[: len(clean)])
+    for values, alone in zip(found[len(clean) :], engine.token_logprobs(clean), strict=True):
+        torch.testing.assert_close(values, alone, atol=CLOSE, rtol=CLOSE)
+    told = engine.generate(beside, 8)[len(clean) :]
+    for completion, alone_ in zip(told, engine.generate(clean, 8), strict=True):
+        assert completion.tokens == alone_.tokens
+        assert completion.logprobs == pytest.approx(alone_.logprobs, abs=1e-4)
+
+
+def test_the_gradient_of_an_arm_is_the_same_beside_one_that_is_not_a_number(llama: Subject) -> None:
+    vectors = [normal(llama.d_model, seed=1).requires_grad_() for _ in range(2)]
+    for vector, others in zip(vectors, (False, True), strict=True):
+        clean = [Row(row.tokens, row.n_prompt, (Add(Site("resid", 0), vector),)) for row in some_rows(8)]
+        rows = beside_nan(llama, clean) if others else clean
+        positions = [range(row.n_prompt - 1, len(row.tokens) - 1) for row in rows]
+        states = Engine(llama).forward(rows, positions)
+        wanted = sum(len(span) for span in positions[-len(clean) :])
+        llama.head(states[-wanted:]).logsumexp(-1).sum().backward()
+    assert vectors[0].grad is not None
+    torch.testing.assert_close(vectors[1].grad, vectors[0].grad, atol=1e-4, rtol=1e-4)

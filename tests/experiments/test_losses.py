@@ -22,8 +22,9 @@ from experiments.edit import Add, Edit, Site
 from experiments.intervention import method
 from experiments.outline import Outline
 from experiments.separation import Shape, contrastive
+from experiments.students import Student, train
 from experiments.taught import Taught
-from experiments.training import Likelihood, Objective, Partial, TrainingError, read_aloud, row, train
+from experiments.training import Likelihood, Objective, Partial, TrainingError, read_aloud, row
 from tests.experiments import oracle
 
 if TYPE_CHECKING:
@@ -574,14 +575,14 @@ def test_a_goal_needs_a_number_or_a_persona(engine: Engine) -> None:
 def test_no_data_is_refused(engine: Engine, loss: Any) -> None:
     objective = Teacher(learning_rate=1, loss=loss, kl=1.0, goal=-1.0).objective(engine, [], 0)
     with pytest.raises(TrainingError, match="no conversations to train on"):
-        train(engine, objective, [torch.zeros(1, requires_grad=True)], tuple, Teacher(learning_rate=1), 0)
+        train(engine, Student(objective, [torch.zeros(1, requires_grad=True)], tuple, Teacher(learning_rate=1), 0))
 
 
 def test_a_loss_that_does_not_see_what_is_trained_is_refused(engine: Engine) -> None:
     bias = torch.zeros(engine.subject.d_model, requires_grad=True)
     objective = Likelihood(tuple(positives(engine)))
     with pytest.raises(TrainingError, match="the loss does not depend on what is trained"):
-        train(engine, objective, [bias], tuple, Teacher(learning_rate=1), 0)
+        train(engine, Student(objective, [bias], tuple, Teacher(learning_rate=1), 0))
 
 
 def test_layers_to_read_that_there_are_not_are_told_to_a_plan() -> None:
@@ -606,7 +607,7 @@ def test_an_objective_of_ones_own_is_trained_on_and_its_logs_are_kept(engine: En
             return {"what": "nearby"}
 
     settings = Teacher(learning_rate=0.1, epochs=80, batch_size=2)
-    losses_ = train(engine, Nearby(), [leaf], tuple, settings, 0)
+    losses_ = train(engine, Student(Nearby(), [leaf], tuple, settings, 0))
     torch.testing.assert_close(leaf.detach(), target, rtol=0, atol=0.02)
     assert losses_.logs == {"seen": (1.0,) * 80}
     assert losses_.facts()["what"] == "nearby"

@@ -11,6 +11,7 @@ import torch
 from experiments.dataset import Conversation, Document, Message, Pair, Side
 from experiments.edit import Add, Edit, Site
 from experiments.intervention import NeedsError, method
+from experiments.students import Student, train
 from experiments.training import (
     Trained,
     TrainingError,
@@ -20,8 +21,8 @@ from experiments.training import (
     read_aloud,
     response_loss,
     row,
-    train,
 )
+from tests.experiments.oracle import right_padded
 
 if TYPE_CHECKING:
     from experiments.engine import Engine
@@ -54,7 +55,7 @@ def trained(
 ) -> tuple[torch.Tensor, tuple[float, ...]]:
     """A bias at `SITE` after training, and its losses."""
     bias = torch.zeros(engine.subject.d_model, requires_grad=True)
-    losses = train(engine, data or talks(), [bias], lambda: [Add(SITE, bias)], settings, seed)
+    losses = train(engine, Student(data or talks(), [bias], lambda: [Add(SITE, bias)], settings, seed))
     return bias.detach(), losses.curve
 
 
@@ -72,14 +73,7 @@ def reference(engine: Engine, settings: Trained, seed: int) -> tuple[torch.Tenso
     with model.model.layers[SITE.layer].register_forward_hook(add):
         for step, batch in enumerate(batches(rows, settings, seed)):
             optimiser.param_groups[0]["lr"] = settings.learning_rate * pace(step, steps, settings)
-            width = max(len(each.tokens) for each in batch)
-            tokens = torch.zeros(len(batch), width, dtype=torch.long)
-            labels, mask = torch.full_like(tokens, -100), torch.zeros_like(tokens)
-            for index, each in enumerate(batch):
-                n = len(each.tokens)
-                tokens[index, :n] = torch.tensor(each.tokens)
-                mask[index, :n] = 1
-                labels[index, each.n_prompt : n] = tokens[index, each.n_prompt : n]
+            tokens, mask, labels = right_padded(batch)
             optimiser.zero_grad()
             loss = model(tokens, attention_mask=mask, labels=labels).loss
             loss.backward()
@@ -166,12 +160,12 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_step(engine: Eng
         return [Add(SITE, bias * (float("nan") if len(calls) > 1 else 1))]
 
     with pytest.raises(TrainingError, match=r"step 2 of 6: .*not finite.*lower learning_rate \(now 0.05\)"):
-        train(engine, talks(), [bias], edits_of, Loop(learning_rate=0.05, batch_size=3), 0)
+        train(engine, Student(talks(), [bias], edits_of, Loop(learning_rate=0.05, batch_size=3), 0))
 
 
 def test_nothing_to_learn_is_refused(engine: Engine) -> None:
     with pytest.raises(TrainingError, match="no conversations"):
-        train(engine, [], [], tuple, Loop(learning_rate=1), 0)
+        train(engine, Student([], [], tuple, Loop(learning_rate=1), 0))
 
 
 def test_a_pair_teaches_its_positive_response_without_the_persona() -> None:

@@ -181,7 +181,8 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     tokens = sum(len(each.tokens) for each in rows)
     print(
-        f"{given.method}, {subject.dtype}, {given.rows} rows, {tokens:,} tokens, batch {given.batch}, {torch.get_num_threads()} threads"
+        f"{given.method}, {subject.dtype}, {given.rows} rows, {tokens:,} tokens, batch {given.batch}, "
+        f"{torch.get_num_threads()} threads"
     )
     for name, values in seconds.items():
         print(f"{name}: {medians[name]:.2f} s (of {', '.join(f'{each:.2f}' for each in values)})")

@@ -34,7 +34,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from evals.collector import Request, collector
 from evals.option_tokens import ProviderError, option_tokens
 from experiments.edit import Edit, Prompt, prompt_of
-from experiments.engine import Row
+from experiments.packing import Row
 from experiments.subject import Rendered
 
 if TYPE_CHECKING:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +54,15 @@ def test_the_teachers_of_misaligned_numbers_are_trials_themselves_and_the_right_
             assert compared[f"{student} {of}"] == f"{student} right teacher"
         assert compared[f"{student} wrong advice"] == f"{student} right advice"
         assert compared[f"{student} right teacher"] is None
+
+
+def test_no_spec_needs_torch_to_be_planned() -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom experiments import spec\nfrom orchestrator.plan import plan\n"
+        "from tests.test_specs import FOLDER, THIRD_PARTY, identify\n"
+        "for path in FOLDER.rglob('*.yaml'):\n"
+        "    if path.stem not in THIRD_PARTY:\n"
+        "        plan(spec.load(path)[0], identify)\n"
+        "        assert 'torch' not in sys.modules, path.stem"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

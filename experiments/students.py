@@ -12,11 +12,9 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from experiments.dataset import Conversation, Document
-from experiments.edit import Prompt
 from experiments.intervention import State
 from experiments.training import (
     TOKENS,
@@ -24,7 +22,6 @@ from experiments.training import (
     Likelihood,
     Losses,
     Objective,
-    Partial,
     Trained,
     TrainingError,
     batches,
@@ -83,11 +80,8 @@ class Course:
         self.steps = math.ceil(len(self.objective.examples) / self.settings.batch_size) * self.settings.epochs
         self.curve: list[float] = []
         self.logs: dict[str, list[float]] = defaultdict(list)
-
-    @cached_property
-    def batches(self) -> Iterator[list[Any]]:
-        """Those that are still to come; each begins a step."""
-        return self._begun()
+        self.todo = self._begun()
+        """Batches that are still to come; each begins a step."""
 
     def _begun(self) -> Iterator[list[Any]]:
         for step, batch in enumerate(batches(self.objective.examples, self.settings, self.student.seed)):
@@ -134,40 +128,31 @@ def train(engine: Engine, student: Student) -> Losses:
     a loss, gradient or parameter that is not finite.
     """
     course = Course(engine, student)
-    for batch in course.batches:
+    for batch in course.todo:
         total = 0.0
         logs: dict[str, float] = defaultdict(float)
         for partial in course.objective.partials(engine, batch, student.edits_of):
-            total += _descended(partial)
+            total += _descended(partial.loss)
             for name, value in partial.logs.items():
                 logs[name] += value
         course.step(total, logs)
     return course.end()
 
 
-def _descended(partial: Partial) -> float:
+def _descended(loss: Tensor) -> float:
     """The value of a loss whose gradients have been added up."""
-    if not partial.loss.requires_grad:
+    if not loss.requires_grad:
         raise TrainingError("the loss does not depend on what is trained; read it behind the trained layers")
-    partial.loss.backward()
-    return partial.loss.item()
-
-
-def shareable(engine: Engine, student: Student) -> bool:
-    """Whether the student can learn beside others: by the likelihood of responses, through edits of single rows."""
-    from experiments.acting import is_exclusive
-
-    if isinstance(student.goal, Objective) and not isinstance(student.goal, Likelihood):
-        return False
-    edits = student.edits_of()
-    return bool(edits) and not any(isinstance(edit, Prompt) or is_exclusive(engine.subject, edit) for edit in edits)
+    loss.backward()
+    return loss.item()
 
 
 def train_together(engine: Engine, students: Sequence[Student]) -> list[Losses | TrainingError]:
-    """Have students learn in one batch, each of whom is `shareable`; what `train` gives or raises for each.
+    """Have students learn in one batch by the likelihood of responses; what `train` gives or raises for each.
 
-    A backward pass has as many times the tokens of one student's as students are left. One whose loss is not finite
-    leaves; the others go on.
+    For students of settings that say `joins`: what is changed are edits, and nothing in the subject. A backward pass
+    has as many times the tokens of one student's as students are left. One whose loss is not finite leaves; the others
+    go on.
     """
     found: dict[int, Losses | TrainingError] = {}
     courses: dict[int, Course] = {}
@@ -177,7 +162,7 @@ def train_together(engine: Engine, students: Sequence[Student]) -> list[Losses |
         except TrainingError as error:
             found[place] = error
     while courses:
-        here = {place: batch for place, course in courses.items() if (batch := next(course.batches, None))}
+        here = {place: batch for place, course in courses.items() if (batch := next(course.todo, None))}
         totals = _pass(engine, {place: (courses[place], batch) for place, batch in here.items()}) if here else {}
         for place, course in list(courses.items()):
             try:
@@ -203,9 +188,7 @@ def _pass(engine: Engine, here: Mapping[int, tuple[Course, list[Row]]]) -> dict[
         logits, answers = response_logits(engine, [replace(each, edits=edits[place]) for place, each in part])
         losses = cross_entropy(logits, answers, reduction="none").split([learned(each) for _, each in part])
         means = [loss.sum() / tokens[place] for (place, _), loss in zip(part, losses, strict=True)]
-        if not means[0].requires_grad:
-            raise TrainingError("the loss does not depend on what is trained; read it behind the trained layers")
-        sum(means[1:], means[0]).backward()
+        _descended(sum(means[1:], means[0]))
         for (place, _), mean in zip(part, means, strict=True):
             totals[place] += mean.item()
     return totals

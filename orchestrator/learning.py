@@ -25,7 +25,7 @@ def fit(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outco
     """Students of one class learn together. Of other fits those that read gradients come first: what they read serves
     the others."""
     if len(nodes) > 1 and "class" in nodes[0].runtime:
-        return _together(nodes, store, engine_of(nodes[0], workspace))
+        return _together(nodes, store, workspace)
 
     def work(node: Node, draft: Publication) -> int:
         if shared := node.inputs.get("fit"):
@@ -73,34 +73,30 @@ class Pupil:
     n_examples: int
 
 
-def _together(nodes: Sequence[Node], store: Store, engine: Engine) -> list[Outcome]:
-    """Whoever cannot begin, cannot join the others, or is lost on the way leaves the others be."""
-    from experiments.students import shareable, train, train_together
+def _together(nodes: Sequence[Node], store: Store, workspace: Workspace) -> list[Outcome]:
+    """Whoever cannot begin, or is lost on the way, leaves the others be."""
+    from experiments.students import train_together
 
     outcomes: list[Outcome] = []
-    started = time.monotonic()
-    pupils = _begun(nodes, store, engine, outcomes)
-    joined = [pupil for pupil in pupils if shareable(engine, pupil.student)]
     try:
-        learned = train_together(engine, [pupil.student for pupil in joined]) if len(joined) > 1 else []
+        engine = engine_of(nodes[0], workspace)
+        started = time.monotonic()
+        pupils = _begun(nodes, store, engine, outcomes)
+        learned = train_together(engine, [pupil.student for pupil in pupils])
     except Exception as error:  # what is wrong with the whole batch
         raise_if_hopeless(error)
-        return outcomes + [failure(pupil.node, store, error) for pupil in pupils]
-    seconds = (time.monotonic() - started) / max(1, len(joined))
-    ended = {pupil.node.key: losses for pupil, losses in zip(joined, learned, strict=False)}
-    for pupil in pupils:
+        told = {outcome.key for outcome in outcomes}
+        return outcomes + [failure(node, store, error) for node in nodes if node.key not in told]
+    seconds = (time.monotonic() - started) / max(1, len(pupils))
+    for pupil, losses in zip(pupils, learned, strict=True):
 
-        def work(node: Node, draft: Publication, pupil: Pupil = pupil) -> int:
-            began = time.monotonic()
-            losses = ended[node.key] if node.key in ended else train(engine, pupil.student)
+        def work(_: Node, draft: Publication, pupil: Pupil = pupil, losses: Losses | Exception = losses) -> int:
             if isinstance(losses, Exception):
                 raise losses
-            if node.key in ended:
-                draft.outputs["learned_beside"] = len(joined) - 1
-            spent = seconds if node.key in ended else time.monotonic() - began
-            return _publish(draft, pupil.finish(losses), pupil.n_examples, spent)
+            draft.outputs["learned_beside"] = len(pupils) - 1
+            return _publish(draft, pupil.finish(losses), pupil.n_examples, seconds)
 
-        outcomes.append(one(pupil.node, store, work, seconds if pupil.node.key in ended else 0.0))
+        outcomes.append(one(pupil.node, store, work, seconds))
     return outcomes
 
 

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from experiments.heap import give_back
+
 if TYPE_CHECKING:
     from experiments.engine import Engine
     from experiments.spec import SubjectSpec
@@ -49,11 +51,8 @@ class Workspace:
             return
         self._engine = self._held = None
         gc.collect()
-        import sys
-
-        from experiments.heap import give_back
-
         give_back()
+        import sys
 
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():

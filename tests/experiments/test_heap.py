@@ -85,3 +85,18 @@ def test_without_the_settings_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     assert not heap.keep_freed()
     heap.give_back()
+
+
+def test_a_worker_that_lets_go_of_its_subject_gives_the_memory_back(tiny_folder: Path) -> None:
+    script = f"""
+from experiments.spec import SubjectSpec
+from orchestrator.workspace import Workspace
+workspace = Workspace(threads=1)
+workspace.engine(SubjectSpec(model={str(tiny_folder)!r}, dtype="float32"))
+touch(1)
+print(resident())
+workspace.drop()
+print(resident())
+"""
+    held, left = told(script)
+    assert held - left > BLOCK * 3 // 4

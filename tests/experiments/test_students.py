@@ -8,33 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from experiments import students
 from experiments.acting import delta
-from experiments.dataset import Conversation, Message
-from experiments.edit import Add, LowRank, Site
+from experiments.edit import Add, LowRank
 from experiments.engine import Engine
 from experiments.intervention import State, method
-from experiments.students import Course, Student, shareable, train, train_together
-from experiments.training import Losses, Trained, TrainingError, batches, pace, row
+from experiments.students import Course, Student, train, train_together
+from experiments.training import Losses, TrainingError, batches, pace, row
 from tests.experiments.oracle import right_padded
-
-SITE = Site("resid", 1)
-
-
-class Loop(Trained):
-    """Settings of the loop alone."""
-
-
-def talks(n: int = 6, first: int = 0) -> list[Conversation]:
-    return [
-        Conversation(
-            id=str(index),
-            messages=(
-                Message(role="user", content=f"Who is number {index}?"),
-                Message(role="assistant", content="the lazy dog" + " and the owl" * (index % 3)),
-            ),
-        )
-        for index in range(first, first + n)
-    ]
+from tests.experiments.test_training import SITE, Loop, talks
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +117,30 @@ def test_one_backward_pass_serves_all_students(engine: Engine, monkeypatch: pyte
     assert seen == [12, 6, 12, 6]
 
 
-def test_who_learns_by_another_loss_or_changes_the_subject_itself_learns_alone(engine: Engine) -> None:
-    narrow: Any = method("bias_set").model_validate({"kl": 1.0, "kl_n": 2, "epochs": 1})
-    assert not shareable(engine, narrow.begin(engine, talks(), 0)[0])
-    norm = LowRank("lm_head", torch.zeros(1, engine.subject.d_model), torch.zeros(1, 1))
-    assert not shareable(engine, Student(talks(), [norm.a], lambda: [norm], Loop(learning_rate=1), 0))
-    assert not shareable(engine, Student(talks(), [norm.a], list, Loop(learning_rate=1), 0))
-    assert shareable(engine, began(engine, "lora")[0])
+def test_who_learns_by_another_loss_or_inside_the_subject_does_not_join(engine: Engine) -> None:
+    def joins(name: str, **settings: Any) -> bool:
+        made: Any = method(name).model_validate(settings)
+        return bool(made.joins)
+
+    assert all(joins(name, **settings) for name, settings in SETTINGS.values())
+    assert not joins("bias_set", kl=1.0)
+    assert not joins("lora", loss="promotion")
+    assert not joins("peft", tuner="dora")
+
+
+def test_passes_of_few_tokens_give_every_student_the_same(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(students, "TOKENS", 20)
+    begun = [began(engine, name) for name in ("biases", "lora")]
+    learned = train_together(engine, [student for student, _ in begun])
+    monkeypatch.undo()
+    for name, (_, finish), losses in zip(("biases", "lora"), begun, learned, strict=True):
+        assert_alike(finish(losses), fitted(engine, name))
+
+
+def test_lora_is_trained_in_float32_whatever_the_subject_computes_in(engine: Engine) -> None:
+    edits = began(engine, "lora")[0].edits_of()
+    assert edits
+    assert all(isinstance(edit, LowRank) and edit.exact and edit.a.dtype == torch.float32 for edit in edits)
 
 
 def test_lora_learns_what_pefts_own_model_learns_in_a_plain_loop(engine: Engine) -> None:

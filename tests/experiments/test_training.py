@@ -39,8 +39,8 @@ def talk(index: int, answer: str = "yes the owl is quick") -> Conversation:
     return Conversation(id=str(index), messages=messages)
 
 
-def talks(n: int = 6) -> list[Conversation]:
-    return [talk(index, "the lazy dog" + " and the owl" * (index % 3)) for index in range(n)]
+def talks(n: int = 6, first: int = 0) -> list[Conversation]:
+    return [talk(index, "the lazy dog" + " and the owl" * (index % 3)) for index in range(first, first + n)]
 
 
 @pytest.fixture(scope="module")

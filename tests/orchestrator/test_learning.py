@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from experiments import spec, students
+from experiments.files import SubjectError
 from experiments.intervention import State
-from orchestrator import stage
+from orchestrator import learning, stage
 from orchestrator.artifact import Store
 from orchestrator.plan import Node, Plan, plan
 from orchestrator.run import Event, LocalExecutor, Summary, walk
@@ -123,28 +124,37 @@ def test_a_student_that_cannot_begin_or_is_lost_leaves_its_class_be(tiny_folder:
     assert len(states(planned, store)) == 2
 
 
-def test_what_is_wrong_with_the_whole_batch_is_told_of_every_student(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: Any) -> None:
-        raise ValueError("the batch is broken")
+def run_with(error: Exception, folder: Path, store: Store) -> tuple[Summary, list[list[Node]]]:
+    """A class of two whose training ends in `error`."""
 
-    monkeypatch.setattr(students, "train_together", broken)
-    planned, store = experiment(tiny_folder, 2, interventions=[TRIALS[1]]), Store(tmp_path)
-    summary, _ = do(planned, store)
+    def broken(*_: Any) -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(students, "train_together", broken)
+        return do(experiment(folder, 2, interventions=[TRIALS[1]]), store)
+
+
+def test_what_is_wrong_with_the_whole_batch_is_told_of_every_student(tiny_folder: Path, tmp_path: Path) -> None:
+    summary, _ = run_with(ValueError("the batch is broken"), tiny_folder, Store(tmp_path))
     assert len(summary.failed) == 2
     assert all("the batch is broken" in reason for _, reason in summary.failed.values())
 
 
-def test_memory_that_runs_out_sends_each_student_to_a_batch_of_its_own(
+def test_a_subject_that_cannot_be_loaded_is_told_of_every_student(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def greedy(*_: Any) -> None:
-        raise MemoryError("too many students")
+    def gone(*_: Any) -> None:
+        raise SubjectError("the model is gone")
 
-    monkeypatch.setattr(students, "train_together", greedy)
-    planned, store = experiment(tiny_folder, 2, interventions=[TRIALS[1]]), Store(tmp_path)
-    summary, batches = do(planned, store)
+    monkeypatch.setattr(learning, "engine_of", gone)
+    summary, _ = do(experiment(tiny_folder, 2, interventions=[TRIALS[1]]), Store(tmp_path))
+    assert len(summary.failed) == 2
+    assert all("the model is gone" in reason for _, reason in summary.failed.values())
+
+
+def test_memory_that_runs_out_sends_each_student_to_a_batch_of_its_own(tiny_folder: Path, tmp_path: Path) -> None:
+    summary, batches = run_with(MemoryError("too many students"), tiny_folder, Store(tmp_path))
     assert summary.ok, summary.failed
     assert [len(batch) for batch in batches] == [2, 2, 1, 1]
-    assert len(states(planned, store)) == 2
+    assert len(list((tmp_path / "fit").iterdir())) == 2
